@@ -1,0 +1,99 @@
+"""Wires the rooms together, starts and stops them in order, and listens to signals."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import NamedTuple
+
+from regstat_lib import __version__
+from regstat_lib.envelope import utc_text
+from regstat_lib.recorder import Recorder
+from regstat_lib.registry import RegistryClient
+from regstat_lib.resolver import Resolver
+from regstat_lib.server import WebhookServer
+from regstat_lib.store import Database
+from regstat_lib.webhook import Webhook
+
+_log = logging.getLogger(__name__)
+
+_SUMMARY_SECONDS = 60.0
+# systemd and Docker kill after 90 and 10 seconds.
+_FINISH_SECONDS = 4.0
+
+
+class Settings(NamedTuple):
+    """What a daemon is run with."""
+
+    port: int
+    database: Database
+    client: RegistryClient
+    equivalents: Mapping[str, str]
+    max_body: int
+    retention_days: float | None
+
+
+def run(settings: Settings) -> int:
+    """Runs until SIGTERM or SIGINT; the exit status. Raises OSError when the port cannot be had."""
+    stop = threading.Event()
+    resolver: Resolver
+    recorder = Recorder(
+        settings.database,
+        utc_now=_utc_now,
+        utc_before=lambda seconds: utc_after(-seconds),
+        retention_seconds=None if settings.retention_days is None else settings.retention_days * 86400,
+        on_pending=lambda: resolver.wake(),
+    )
+    resolver = Resolver(settings.database, settings.client, recorder, utc_after=utc_after)
+    webhook = Webhook(recorder, settings.equivalents, _utc_now)
+
+    server = WebhookServer(settings.port, webhook.answer, settings.max_body)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    _log.info("regstat %s, keeping notifications in the %s", __version__, settings.database.description)
+    recorder.start()
+    resolver.start()
+    server.serve()
+    _log.info("Server now listening on :%d", server.port)
+    try:
+        _summarise_until(stop, recorder)
+    finally:
+        _log.info("Stopping")
+        began = time.monotonic()
+        # Whoever is connected gets an answer, which needs the recorder; what it accepted is committed before the end.
+        server.stop(_FINISH_SECONDS)
+        resolver.stop(0.5)
+        finished = recorder.stop(_FINISH_SECONDS)
+        _log.info(
+            "Stopped after %.1f s%s", time.monotonic() - began, "" if finished else ", the database not answering"
+        )
+    return 0
+
+
+def _summarise_until(stop: threading.Event, recorder: Recorder) -> None:
+    while not stop.wait(_SUMMARY_SECONDS):
+        counted = recorder.counters()
+        if counted.recorded or counted.set_aside:
+            _log.info(
+                "In the last minute: %d recorded, %d set aside, in %d transactions",
+                counted.recorded,
+                counted.set_aside,
+                counted.batches,
+            )
+
+
+def _utc_now() -> str:
+    return utc_text(datetime.now(timezone.utc))
+
+
+def utc_after(seconds: float) -> str:
+    """The time in so many seconds from now."""
+    try:
+        return utc_text(datetime.now(timezone.utc) + timedelta(seconds=seconds))
+    except OverflowError:
+        return "1000-01-01 00:00:00.000000"

@@ -1,0 +1,351 @@
+"""Sockets: HTTP/1.1 for the webhook, with bounded threads, sizes and times.
+
+It is a `ThreadingHTTPServer` whose threads are kept for the next connection, since a registry opens a new one for
+every event, and whose handler reads the few headers that matter itself (RFC 9112).
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import threading
+import time
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from socketserver import StreamRequestHandler
+from typing import Any, Callable, NamedTuple
+
+from regstat_lib import __version__
+from regstat_lib.webhook import Answer, problem
+
+_log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 256
+_IDLE_THREADS = 16
+_BACKLOG = 1024
+# A registry waits a second for an answer; who is silent for longer in the middle of a request is gone.
+_REQUEST_SECONDS = 30.0
+_KEPT_SECONDS = 120.0
+_MAX_HEAD = 64 * 1024
+
+AnswerRequest = Callable[[str, str, bytes], Answer]
+
+
+class _BadRequest(Exception):
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+class _Head(NamedTuple):
+    method: str
+    path: str
+    length: int
+    chunked: bool
+    keep_alive: bool
+    expects_continue: bool
+
+
+class WebhookServer(ThreadingHTTPServer):
+    """Listens as soon as it is made; `serve` answers until `stop`."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = _BACKLOG
+    allow_reuse_address = True
+
+    def __init__(self, port: int, answer: AnswerRequest, max_body: int, *, host: str | None = None) -> None:
+        # An IPv6 socket that takes IPv4 as well is "all interfaces"; without IPv6 in the kernel, IPv4 is all.
+        if host is None:
+            host, self.address_family = ("::", socket.AF_INET6) if _has_dual_stack() else ("", socket.AF_INET)
+        self.answer_request = answer
+        self.max_body = max_body
+        self.stopping = False
+        self._threads_lock = threading.Lock()
+        self._threads = 0
+        self._accepting = 0
+        self._serving = 0
+        self._all_idle = threading.Condition(self._threads_lock)
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == getattr(socket, "AF_INET6", None):
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.server_address[1])
+
+    def serve(self) -> None:
+        """Begins to answer, in threads of its own; returns at once."""
+        # Threads wait in accept itself: the kernel hands a connection to one of them, without a turn of another thread.
+        self.socket.setblocking(False)
+        self._start_thread()
+
+    def stop(self, seconds: float) -> bool:
+        """Accepts no more and waits for the requests under way; whether they were done within `seconds`."""
+        self.stopping = True
+        self.socket.close()
+        deadline = time.monotonic() + seconds
+        with self._all_idle:
+            while self._serving:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._all_idle.wait(left)
+        return True
+
+    def began(self) -> None:
+        """A request is under way."""
+        with self._threads_lock:
+            self._serving += 1
+
+    def ended(self) -> None:
+        """It was answered."""
+        with self._all_idle:
+            self._serving -= 1
+            if self.stopping:
+                self._all_idle.notify_all()
+
+    def _start_thread(self) -> None:
+        with self._threads_lock:
+            self._threads += 1
+            self._accepting += 1
+        threading.Thread(target=self._accept_and_serve, name="webhook", daemon=True).start()
+
+    def _accept_and_serve(self) -> None:
+        while not self.stopping:
+            connection = self._accept()
+            if connection is None:
+                break
+            with self._threads_lock:
+                self._accepting -= 1
+                # Somebody must be there for the next one, as long as there is room.
+                more = self._accepting == 0 and self._threads < MAX_CONNECTIONS
+            if more:
+                self._start_thread()
+            try:
+                self.finish_request(connection, None)
+            except OSError:
+                pass  # the client went away
+            except Exception:
+                _log.exception("Answering a request failed in a way that regstat does not know")
+            finally:
+                self.shutdown_request(connection)
+            with self._threads_lock:
+                if self._accepting >= _IDLE_THREADS:
+                    self._threads -= 1
+                    return
+                self._accepting += 1
+        with self._threads_lock:
+            self._threads -= 1
+            self._accepting -= 1
+
+    def _accept(self) -> socket.socket | None:
+        while not self.stopping:
+            try:
+                if not _readable(self.socket, 1.0):
+                    continue
+                connection, _ = self.socket.accept()
+            except (BlockingIOError, InterruptedError):
+                continue  # another thread was faster
+            except (OSError, ValueError) as error:
+                if self.stopping or self.socket.fileno() < 0:
+                    return None
+                # Out of file descriptors, most likely: a pause lets some go.
+                _log.error("A connection could not be accepted: %s", error)
+                time.sleep(0.2)
+                continue
+            connection.setblocking(True)
+            return connection
+        return None
+
+
+def _readable(listener: socket.socket, seconds: float) -> bool:
+    """Whether somebody connects within `seconds`; like `select`, but for any file descriptor."""
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    return bool(waiting.poll(seconds * 1000))
+
+
+def _has_dual_stack() -> bool:
+    if not socket.has_ipv6:
+        return False
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+class _Handler(StreamRequestHandler):
+    """One connection: requests and answers, until either side has enough."""
+
+    timeout = _KEPT_SECONDS
+    disable_nagle_algorithm = True
+    server: WebhookServer
+
+    def setup(self) -> None:
+        self.request.settimeout(_KEPT_SECONDS)
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._received = b""
+
+    def finish(self) -> None:
+        self._received = b""
+
+    def handle(self) -> None:
+        while not self.server.stopping:
+            self.request.settimeout(_KEPT_SECONDS)
+            if not self._received:
+                self._received = self.request.recv(65536)
+                if not self._received:
+                    return
+            self.server.began()
+            try:
+                if not self._one_request():
+                    return
+            finally:
+                self.server.ended()
+
+    def _one_request(self) -> bool:
+        """Answers one request; whether the connection can take another."""
+        self._deadline = time.monotonic() + _REQUEST_SECONDS
+        try:
+            head = self._read_head()
+            body = self._read_body(head)
+        except _BadRequest as error:
+            self._send(error.answer, keep_alive=False)
+            self._linger()
+            return False
+        except ConnectionError:
+            return False
+        keep_alive = head.keep_alive and not self.server.stopping
+        self._send(self.server.answer_request(head.method, head.path, body), keep_alive, head.method == "HEAD")
+        return keep_alive
+
+    def _read_head(self) -> _Head:
+        received = self._received
+        end = received.find(b"\r\n\r\n")
+        while end < 0:
+            if len(received) > _MAX_HEAD:
+                raise _BadRequest(problem(431, f"The headers are longer than {_MAX_HEAD} bytes."))
+            received += self._more()
+            end = received.find(b"\r\n\r\n")
+        self._received = received[end + 4 :]
+        return _parse_head(received[:end])
+
+    def _read_body(self, head: _Head) -> bytes:
+        limit = self.server.max_body
+        if head.length > limit:
+            raise _BadRequest(_too_large(limit))
+        if head.expects_continue and (head.length or head.chunked) and not self._received:
+            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if head.chunked:
+            return self._read_chunks(limit)
+        if len(self._received) < head.length:
+            parts = [self._received]
+            missing = head.length - len(self._received)
+            while missing > 0:
+                parts.append(self._more())
+                missing -= len(parts[-1])
+            self._received = b"".join(parts)
+        body, self._received = self._received[: head.length], self._received[head.length :]
+        return body
+
+    def _read_chunks(self, limit: int) -> bytes:
+        """A body in chunks (RFC 9112, section 7.1)."""
+        parts: list[bytes] = []
+        total = 0
+        while True:
+            line = self._read_line()
+            try:
+                size = int(line.split(b";", 1)[0].strip() or b"-", 16)
+                if size < 0:
+                    raise ValueError
+            except ValueError:
+                raise _BadRequest(problem(400, "The body's chunks are malformed.")) from None
+            total += size
+            if total > limit:
+                raise _BadRequest(_too_large(limit))
+            if size == 0:
+                while self._read_line():
+                    pass  # trailers
+                return b"".join(parts)
+            while len(self._received) < size + 2:
+                self._received += self._more()
+            parts.append(self._received[:size])
+            self._received = self._received[size + 2 :]
+
+    def _read_line(self) -> bytes:
+        while b"\r\n" not in self._received:
+            if len(self._received) > _MAX_HEAD:
+                raise _BadRequest(problem(400, "The body's chunks are malformed."))
+            self._received += self._more()
+        line, _, self._received = self._received.partition(b"\r\n")
+        return line
+
+    def _more(self) -> bytes:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise ConnectionError("too slow")
+        self.request.settimeout(left)
+        data: bytes = self.request.recv(262144)
+        if not data:
+            raise ConnectionError("closed in the middle of a request")
+        return data
+
+    def _send(self, answer: Answer, keep_alive: bool, head_only: bool = False) -> None:
+        headers = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
+        head = (
+            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nServer: regstat/{__version__}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(answer.body)}\r\n{headers}"
+            f"{'' if keep_alive else 'Connection: close' + chr(13) + chr(10)}\r\n"
+        )
+        self.request.settimeout(_REQUEST_SECONDS)
+        self.request.sendall(head.encode("latin-1", "replace") + (b"" if head_only else answer.body))
+
+    def _linger(self) -> None:
+        """Reads on a little after an early answer: closing with unread bytes resets the connection and the answer."""
+        self.request.shutdown(socket.SHUT_WR)
+        self.request.settimeout(0.5)
+        deadline = time.monotonic() + 2.0
+        while time.monotonic() < deadline and self.request.recv(262144):
+            pass
+
+
+def _too_large(limit: int) -> Answer:
+    return problem(413, f"The body is larger than {limit} bytes, the limit of -max-body.")
+
+
+def _parse_head(head: bytes) -> _Head:
+    lines = head.decode("latin-1").split("\r\n")
+    request_line = lines[0].split(" ")
+    if len(request_line) != 3 or not request_line[2].startswith("HTTP/1."):
+        raise _BadRequest(problem(400, "This is no HTTP/1 request."))
+    method, path, version = request_line
+    fields: dict[str, Any] = {}
+    for line in lines[1:]:
+        name, separator, value = line.partition(":")
+        if not separator or name != name.strip() or not name:
+            raise _BadRequest(problem(400, "A header of the request is malformed."))
+        name, value = name.lower(), value.strip()
+        if name == "content-length" and fields.get(name, value) != value:
+            raise _BadRequest(problem(400, "The request has two lengths."))
+        fields[name] = value
+    chunked = "transfer-encoding" in fields
+    if chunked and fields["transfer-encoding"].lower() != "chunked":
+        raise _BadRequest(problem(501, "The only transfer encoding that is understood is chunked."))
+    text = fields.get("content-length", "0")
+    # RFC 9112, section 6.3: a request with both is an attempt at smuggling.
+    if not (text.isascii() and text.isdigit() and len(text) < 20) or (chunked and "content-length" in fields):
+        raise _BadRequest(problem(400, "The request's length is malformed."))
+    connection = fields.get("connection", "").lower()
+    keep_alive = "close" not in connection if version != "HTTP/1.0" else "keep-alive" in connection
+    return _Head(method, path, int(text), chunked, keep_alive, fields.get("expect", "").lower() == "100-continue")

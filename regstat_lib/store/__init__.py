@@ -1,0 +1,91 @@
+"""The database: what is kept, in Postgres or SQLite. The only room that knows a driver's errors.
+
+`Database.connect()` gives a `Session`, which one thread uses at a time. Everything a session raises is one of the
+errors here, so that the rooms before it need not know which engine is behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import NamedTuple, Protocol
+
+from regstat_lib.batch import Batch
+
+
+class StoreError(Exception):
+    """Base of everything that a database can answer but what it was asked for."""
+
+
+class Unavailable(StoreError):
+    """The database cannot be reached, or cannot do its work now; the text is a sentence for its operator."""
+
+
+class Conflict(StoreError):
+    """The transaction lost against another one (deadlock, serialisation): the same again will do."""
+
+
+class Rejected(StoreError):
+    """The database will never take this batch: a value in it is at fault."""
+
+
+class SchemaTooNew(StoreError):
+    """The database was upgraded by a newer regstat; this one must not write to it."""
+
+
+class PendingManifest(NamedTuple):
+    """A manifest whose contents the registry is to be asked for."""
+
+    digest: str
+    repository_id: int
+    registry: str
+    repository: str
+    url: str
+    host: str
+    attempts: int
+
+
+class Session(Protocol):
+    """One connection. Times are texts of UTC as `Event.timestamp` has them."""
+
+    def record(self, batch: Batch, now: str) -> None:
+        """Writes a batch in one transaction; when it returns, the batch is committed and durable."""
+
+    def known_untimed(self, ids: Collection[str]) -> set[str]:
+        """Those of `ids` that the log has as events without a time."""
+
+    def claim_pending(self, now: str, until: str, limit: int, busy: Collection[str]) -> list[PendingManifest]:
+        """Up to `limit` due manifests of registries that are not `busy`; no session gets them again before `until`."""
+
+    def postpone(self, pending: PendingManifest, next_attempt: str, error: str) -> None:
+        """Keeps a claimed manifest for a later attempt, with what happened at this one."""
+
+    def give_up(self, pending: PendingManifest, now: str, error: str) -> None:
+        """Asks for a claimed manifest no more, until a new event names it; the reason is kept."""
+
+    def next_due(self) -> str | None:
+        """When the next pending manifest is due, or None when none is waiting."""
+
+    def purge(self, events_before: str, set_aside_kept: int, limit: int) -> int:
+        """Removes up to `limit` events of the log older than that time and all but the newest set-aside ones."""
+
+    def close(self) -> None:
+        """Ends the connection; never raises."""
+
+
+class Database(Protocol):
+    """A database that sessions can be opened on."""
+
+    @property
+    def description(self) -> str:
+        """What an operator knows it by: host and database, or file; never a password."""
+
+    def connect(self) -> Session:
+        """A new session on the database, whose schema is made or upgraded when it must be.
+
+        Raises Unavailable when it cannot be reached, SchemaTooNew when this regstat is too old for it.
+        """
+
+
+def in_lines(parts: Iterable[str]) -> str:
+    """An error's parts as one line for the log."""
+    return " ".join(" ".join(parts).split())

@@ -1,0 +1,387 @@
+"""Postgres, through pg8000 (which is imported only when Postgres is used)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import struct
+from collections.abc import Collection, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from regstat_lib.batch import Batch
+from regstat_lib.changes import Repository
+from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Unavailable
+from regstat_lib.store.connection_string import ConnectionString, tls_contexts
+from regstat_lib.store.schema import SCHEMA_VERSION, upgrade_files
+from regstat_lib.store.sql_text import Relation, fill, fill_sources, read, record_script, statements
+from regstat_lib.store.staged import Row, staged_rows
+
+if TYPE_CHECKING:
+    import pg8000.native
+
+# Any number will do, as long as every regstat takes the same: it makes writers of one database take turns, so that
+# no two can deadlock and none decides on what another has not committed yet.
+_WRITER_LOCK = 7353_1001
+# A database that is silent for so long counts as gone; a regstat that went silent in a transaction loses its turn.
+_SILENCE_SECONDS = 30
+_NAMES = {
+    "s": "regstat.",
+    "c": 'collate "C"',
+    "now": "cast(batch->>'now' as timestamp)",
+    "add_column": "add column if not exists",
+    "serial": "serial primary key",
+    "without_rowid": "",
+    "index_schema": "",
+    "on_schema": "regstat.",
+}
+_CACHED_REPOSITORIES = 100_000
+
+
+class PostgresDatabase:
+    """A Postgres database that a connection string names."""
+
+    def __init__(self, target: ConnectionString) -> None:
+        self.target = target
+
+    @property
+    def description(self) -> str:
+        return self.target.description
+
+    def connect(self) -> PostgresSession:
+        try:
+            import pg8000.native  # noqa: F401  (its absence is found here, before the first use)
+        except ImportError as error:
+            raise Unavailable(
+                "Postgres needs the Python package pg8000, which is not installed: install it (pip install pg8000), or"
+                " keep the data in a file with -sqlite regstat.db."
+            ) from error
+        with _translated(self.description):
+            connection = self._open()
+        try:
+            session = PostgresSession(connection, self.description)
+            session.upgrade()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                connection.close()
+            raise
+        return session
+
+    def _open(self) -> pg8000.native.Connection:
+        import pg8000.native
+
+        contexts = tls_contexts(self.target)
+        for position, context in enumerate(contexts):
+            try:
+                connection = pg8000.native.Connection(
+                    user=self.target.user,
+                    password=self.target.password,
+                    database=self.target.database,
+                    host=self.target.host,
+                    port=self.target.port,
+                    unix_sock=self.target.unix_socket,
+                    # False is plain text; None would try TLS without saying so.
+                    ssl_context=context,
+                    timeout=self.target.connect_timeout,
+                    application_name=self.target.application_name,
+                    startup_params=dict(self.target.startup) or None,
+                )
+                break
+            except (pg8000.native.Error, OSError, ssl.SSLError):
+                if position == len(contexts) - 1:
+                    raise
+        link = connection._usock
+        link.settimeout(_SILENCE_SECONDS)
+        if link.family != getattr(socket, "AF_UNIX", None):
+            # Without it each large batch waits for a delayed acknowledgement of TCP, 40 ms.
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.run(
+            "set search_path = pg_catalog; set default_transaction_isolation = 'read committed';"
+            " set timezone = 'UTC'; set datestyle = 'ISO'; set client_min_messages = warning;"
+            f" set idle_in_transaction_session_timeout = '{_SILENCE_SECONDS}s'"
+        )
+        return connection
+
+
+@contextlib.contextmanager
+def _translated(description: str) -> Iterator[None]:
+    """Turns the driver's errors into those of the store, by SQLSTATE (Postgres documentation, appendix A)."""
+    import pg8000.native
+
+    try:
+        yield
+    except pg8000.native.DatabaseError as error:
+        details = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+        state, message = str(details.get("C", "")), str(details.get("M", error))
+        if state in ("40001", "40P01", "55P03"):
+            raise Conflict(f"Another transaction was in the way: {message}.") from error
+        if state[:2] in ("21", "22", "23") or state == "54000":
+            raise Rejected(f"Postgres refused a value: {message}") from error
+        raise Unavailable(f"The {description} answered: {message} (SQLSTATE {state or 'unknown'}).") from error
+    except (pg8000.native.Error, OSError, AttributeError, ValueError, struct.error) as error:
+        # pg8000 shows a connection that broke in an answer as one of the last three.
+        cause = error.__cause__ or error
+        raise Unavailable(f"The {description} cannot be reached: {cause}.") from error
+
+
+class PostgresSession:
+    """A connection, for one thread at a time."""
+
+    def __init__(self, connection: pg8000.native.Connection, description: str) -> None:
+        self._connection = connection
+        self._description = description
+        self._repository_ids: dict[Repository, int] = {}
+        self._record: Any = None
+
+    def upgrade(self) -> None:
+        """Makes the schema, or brings it to this version, in one transaction."""
+        with _translated(self._description):
+            version = self._version()
+        if version < SCHEMA_VERSION:
+            with self._transaction():
+                # Two that start at one moment: the second finds the work done.
+                self._run("select pg_advisory_xact_lock(:lock)", lock=_WRITER_LOCK)
+                self._connection._usock.settimeout(None)  # a large database takes its time
+                version = self._version()
+                self._run("create schema if not exists regstat")
+                for name in upgrade_files(version, "postgres"):
+                    for statement in statements(fill(read(name), _NAMES)):
+                        self._run(statement)
+                self._run("create table if not exists regstat.schema_version (version integer not null)")
+                self._run("delete from regstat.schema_version")
+                self._run("insert into regstat.schema_version values (:version)", version=SCHEMA_VERSION)
+            self._connection._usock.settimeout(_SILENCE_SECONDS)
+        elif version > SCHEMA_VERSION:
+            raise SchemaTooNew(
+                f"The {self._description} has schema version {version}, this regstat knows {SCHEMA_VERSION}:"
+                " use the newer regstat that upgraded it."
+            )
+
+    def _version(self) -> int:
+        if self._run("select to_regclass('regstat.schema_version')")[0][0] is None:
+            return 0
+        rows = self._run("select version from regstat.schema_version")
+        return int(rows[0][0]) if rows else 0
+
+    def record(self, batch: Batch, now: str) -> None:
+        with _translated(self._description):
+            rows = staged_rows(batch, self._ids(batch.repositories()))
+            if self._record is None:
+                self._connection.run(_record_function())
+                self._record = self._connection.prepare(
+                    f"select pg_temp.regstat_record(cast(:batch as jsonb), {SCHEMA_VERSION})"
+                )
+            # One statement outside of a transaction block: its answer comes when the commit is done.
+            self._record.run(batch=_as_json(rows, now))
+
+    def known_untimed(self, ids: Collection[str]) -> set[str]:
+        with _translated(self._description):
+            rows = self._run(
+                "select e.id from regstat.events e where e.untimed is not null"
+                " and e.id in (select jsonb_array_elements_text(cast(:ids as jsonb)))",
+                ids=json.dumps(sorted(ids)),
+            )
+        return {row[0] for row in rows}
+
+    def claim_pending(self, now: str, until: str, limit: int, busy: Collection[str]) -> list[PendingManifest]:
+        select = _numbered(
+            fill(
+                statements(read("claim_pending.sql"))[0],
+                {
+                    **_NAMES,
+                    "busy": "select jsonb_array_elements_text(cast(? as jsonb))",
+                    "lock": " for update of p skip locked",
+                },
+            )
+        )
+        with self._transaction():
+            rows = self._run(
+                select.replace("<= :p1", "<= cast(:p1 as timestamp)").replace(
+                    "limit :p3", "limit cast(:p3 as integer)"
+                ),
+                p1=now,
+                p2=json.dumps(sorted(busy)),
+                p3=limit,
+            )
+            found = [PendingManifest(*row) for row in rows]
+            for pending in found:
+                self._run(
+                    "update regstat.pending_manifests set next_attempt = cast(:until as timestamp)"
+                    " where digest = :digest and repository_id = :repository_id",
+                    until=until,
+                    digest=pending.digest,
+                    repository_id=pending.repository_id,
+                )
+        return found
+
+    def postpone(self, pending: PendingManifest, next_attempt: str, error: str) -> None:
+        with _translated(self._description):
+            self._run(
+                "update regstat.pending_manifests set attempts = attempts + 1,"
+                " next_attempt = cast(:next_attempt as timestamp), last_error = :error"
+                " where digest = :digest and repository_id = :repository_id",
+                next_attempt=next_attempt,
+                error=error,
+                digest=pending.digest,
+                repository_id=pending.repository_id,
+            )
+
+    def give_up(self, pending: PendingManifest, now: str, error: str) -> None:
+        with _translated(self._description):
+            self._run(
+                "update regstat.pending_manifests set attempts = attempts + 1,"
+                " given_up = cast(:now as timestamp), last_error = :error"
+                " where digest = :digest and repository_id = :repository_id",
+                now=now,
+                error=error,
+                digest=pending.digest,
+                repository_id=pending.repository_id,
+            )
+
+    def next_due(self) -> str | None:
+        with _translated(self._description):
+            rows = self._run(
+                "select to_char(min(next_attempt), 'YYYY-MM-DD HH24:MI:SS.US')"
+                " from regstat.pending_manifests where given_up is null"
+            )
+        return None if rows[0][0] is None else str(rows[0][0])
+
+    def purge(self, events_before: str, set_aside_kept: int, limit: int) -> int:
+        with _translated(self._description):
+            self._run(
+                "delete from regstat.events where (timestamp, id) in (select timestamp, id from regstat.events"
+                " where timestamp < cast(:before as timestamp) order by timestamp limit cast(:limit as integer))",
+                before=events_before,
+                limit=limit,
+            )
+            gone = int(self._connection.row_count)
+            self._run(
+                "delete from regstat.set_aside"
+                " where id <= (select max(id) from regstat.set_aside) - cast(:kept as integer)",
+                kept=set_aside_kept,
+            )
+        return gone
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._connection.close()
+
+    def _run(self, sql: str, **parameters: Any) -> list[Any]:
+        return list(self._connection.run(sql, **parameters) or ())
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _translated(self._description):
+            self._run("begin")
+            try:
+                yield
+                self._run("commit")
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._run("rollback")
+                raise
+
+    def _ids(self, repositories: Collection[Repository]) -> dict[Repository, int]:
+        """The ids of these repositories; new ones are written first, in a transaction of their own."""
+        if len(self._repository_ids) > _CACHED_REPOSITORIES:
+            self._repository_ids.clear()
+        unknown = sorted(repository for repository in repositories if repository not in self._repository_ids)
+        if unknown:
+            parameters = {"names": json.dumps([{"registry": r.registry, "repository": r.name} for r in unknown])}
+            source = "jsonb_to_recordset(cast(:names as jsonb)) as x(registry text, repository text)"
+            self._run(
+                "insert into regstat.repositories (registry, repository)"
+                f" select x.registry, x.repository from {source} on conflict (registry, repository) do nothing",
+                **parameters,
+            )
+            for registry, name, number in self._run(
+                "select r.registry, r.repository, r.id from regstat.repositories r"
+                f" join {source} on r.registry = x.registry and r.repository = x.repository",
+                **parameters,
+            ):
+                self._repository_ids[Repository(registry, name)] = number
+        return {repository: self._repository_ids[repository] for repository in repositories}
+
+
+def _as_json(rows: dict[str, list[Row]], now: str) -> str:
+    columns = _staged_columns()
+    document: dict[str, Any] = {"now": now}
+    for name, staged in rows.items():
+        names = columns[name]
+        document[name] = [{key: value for key, value in zip(names, row) if value is not None} for row in staged]
+    return json.dumps(document, separators=(",", ":"))
+
+
+@cache
+def _staged_columns() -> dict[str, tuple[str, ...]]:
+    return {relation.name: tuple(name for name, _ in relation.columns) for relation in record_script().staged}
+
+
+def _numbered(sql: str) -> str:
+    """`?` marks as pg8000's named parameters p1, p2, ..."""
+    parts = sql.split("?")
+    return parts[0] + "".join(f":p{number}{part}" for number, part in enumerate(parts[1:], 1))
+
+
+@cache
+def _record_function() -> str:
+    """The record script as a function of this session: a batch is then one message each way, commit included."""
+    script = record_script()
+    staged = {relation.name: relation for relation in script.staged}
+    kept = {statement.keeps.name: statement.keeps for statement in script.statements if statement.keeps is not None}
+
+    def source(name: str, alias: str) -> str:
+        if name in staged:
+            columns = ", ".join(f"{column} {kind}" for column, kind in staged[name].columns)
+            return f"jsonb_to_recordset(batch->'{name}') as {alias}({columns})"
+        arrays = ", ".join(_variable(kept[name], column) for column, _ in kept[name].columns)
+        return f"unnest({arrays}) as {alias}({', '.join(column for column, _ in kept[name].columns)})"
+
+    def has_rows(name: str) -> str:
+        if name in staged:
+            return f"batch ? '{name}'"
+        return f"{_variable(kept[name], kept[name].columns[0][0])} is not null"
+
+    variables = [
+        f"    {_variable(relation, column)} {kind}[];"
+        for relation in kept.values()
+        for column, kind in relation.columns
+    ]
+    body = []
+    for statement in script.statements:
+        sql = fill_sources(statement.sql, _NAMES, source)
+        if statement.keeps is not None:
+            columns = [column for column, _ in statement.keeps.columns]
+            sql = (
+                f"select {', '.join(f'array_agg(q.{column})' for column in columns)}"
+                f" into {', '.join(_variable(statement.keeps, column) for column in columns)}"
+                f" from ({sql}) as q({', '.join(columns)})"
+            )
+        if statement.only_if:
+            sql = f"if {' or '.join(has_rows(name) for name in statement.only_if)} then {sql}; end if"
+        body.append(sql + ";")
+    # Batches are small against the tables, and plans are kept: one made while a table was small must not read all of
+    # it when it has grown.
+    return f"""
+        create or replace function pg_temp.regstat_record(batch jsonb, known_version integer) returns void
+        language plpgsql
+        set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+        as $regstat$
+        #variable_conflict use_column
+        declare
+{chr(10).join(variables)}
+        begin
+            perform pg_advisory_xact_lock({_WRITER_LOCK});
+            if (select version from regstat.schema_version) <> known_version then
+                raise exception 'the schema was upgraded by another regstat; restart this one with the same version';
+            end if;
+{chr(10).join(body)}
+        end
+        $regstat$
+    """
+
+
+def _variable(relation: Relation, column: str) -> str:
+    return f"v_{relation.name}_{column}"

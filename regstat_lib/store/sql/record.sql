@@ -1,0 +1,454 @@
+-- One batch of facts, recorded: the only writer of the live tables.
+--
+-- Both engines run these statements in this order, in one transaction, while no other
+-- writer is in its own: each statement sees what the ones before it did.
+--
+-- staged_NAME is what came with the batch, already folded: one row for a key.
+-- "set NAME" keeps the result of a select under that name for the statements after it.
+-- "each kind" runs a statement twice, {kind} being blob and then manifest.
+--
+-- "if NAME, NAME" runs a statement only when one of the named has rows; {now} is the time of the batch.
+-- A holding is live while its newest proof is newer than its newest deletion.
+
+-- staged events (timestamp timestamp, id text, action text, registry text, repository text, digest text, tag text, media_type text, size bigint, from_repository text, method text, actor text, address text, user_agent text, source text, untimed integer)
+-- staged aside (reason text, event text)
+-- staged repositories (repository_id integer, deleted timestamp)
+-- staged contents (manifest_digest text, complete integer)
+-- staged links (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
+-- staged holdings (digest text, repository_id integer, pushed timestamp, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, deleted timestamp, size bigint, media_type text)
+-- staged tags (repository_id integer, tag text, sighted timestamp, manifest_digest text, pushed timestamp, pulled timestamp, first_seen timestamp, deleted timestamp)
+-- staged pending (digest text, repository_id integer, url text, host text)
+
+-- log
+-- if staged_events
+insert into {s}events (timestamp, id, action, registry, repository, digest, tag, media_type, size,
+    from_repository, method, actor, address, user_agent, source, received, untimed)
+select timestamp, id, action, registry, repository, digest, tag, media_type, size,
+    from_repository, method, actor, address, user_agent, source, {now}, untimed
+from {staged_events}
+where true
+on conflict do nothing;
+
+-- aside
+-- if staged_aside
+insert into {s}set_aside (received, reason, event)
+select {now}, reason, event from {staged_aside};
+
+-- a repository deleted
+-- if staged_repositories
+insert into {s}repositories (id, registry, repository, deleted)
+select r.id, r.registry, r.repository, greatest(r.deleted, staged.deleted)
+from {staged_repositories}
+join {s}repositories r on r.id = staged.repository_id
+where true
+on conflict (id) do update set deleted = excluded.deleted;
+
+-- contents
+-- if staged_contents
+insert into {s}contents (manifest_digest, complete)
+select manifest_digest, complete from {staged_contents}
+where true
+on conflict (manifest_digest) do update set complete = greatest(contents.complete, excluded.complete);
+
+-- contents: links that are there already may learn what a richer source says of them
+-- if staged_links
+insert into {s}manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
+select l.manifest_digest, l.blob_digest, staged.kind, staged.media_type, staged.size
+from {staged_links}
+join {s}manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
+where true
+on conflict (manifest_digest, blob_digest) do update set
+    kind = coalesce(excluded.kind, manifest_blob.kind),
+    media_type = coalesce(excluded.media_type, manifest_blob.media_type),
+    size = coalesce(excluded.size, manifest_blob.size);
+
+-- contents: a new link waits among the deleted ones until both its ends are found live
+-- if staged_links
+insert into {s}deleted_manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
+select staged.manifest_digest, staged.blob_digest, staged.kind, staged.media_type, staged.size
+from {staged_links}
+where staged.kind <> 'foreign'
+    and not exists (
+        select 1 from {s}manifest_blob l
+        where l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
+    )
+on conflict (manifest_digest, blob_digest) do update set
+    kind = coalesce(excluded.kind, deleted_manifest_blob.kind),
+    media_type = coalesce(excluded.media_type, deleted_manifest_blob.media_type),
+    size = coalesce(excluded.size, deleted_manifest_blob.size);
+
+-- contents: foreign layers
+-- if staged_links
+insert into {s}foreign_layers (manifest_digest, blob_digest, media_type, size)
+select manifest_digest, blob_digest, media_type, size
+from {staged_links}
+where staged.kind = 'foreign'
+on conflict do nothing;
+
+-- holdings: what the events say
+-- if staged_holdings
+insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type)
+select staged.digest, staged.repository_id, staged.pushed, staged.pulled, staged.first_seen,
+    staged.as_blob, staged.as_manifest, greatest(staged.deleted, r.deleted), staged.size, staged.media_type
+from {staged_holdings}
+join {s}repositories r on r.id = staged.repository_id
+where true
+on conflict (digest, repository_id) do update set
+    pushed = greatest(holdings.pushed, excluded.pushed),
+    pulled = greatest(holdings.pulled, excluded.pulled),
+    first_seen = least(holdings.first_seen, excluded.first_seen),
+    as_blob = greatest(holdings.as_blob, excluded.as_blob),
+    as_manifest = greatest(holdings.as_manifest, excluded.as_manifest),
+    deleted = greatest(holdings.deleted, excluded.deleted),
+    size = greatest(holdings.size, excluded.size),
+    media_type = greatest(holdings.media_type {c}, excluded.media_type {c});
+
+-- holdings: a deletion in any repository ends what the original knew without its repository
+-- if staged_holdings
+insert into {s}holdings (digest, repository_id, deleted)
+select h.digest, h.repository_id, staged.deleted
+from (select digest, max(deleted) as deleted from {staged_holdings} where deleted is not null group by digest) staged
+join {s}holdings h on h.digest = staged.digest and h.repository_id = 0
+where true
+on conflict (digest, repository_id) do update set deleted = greatest(holdings.deleted, excluded.deleted);
+
+-- holdings: a repository deleted
+-- if staged_repositories
+insert into {s}holdings (digest, repository_id, deleted)
+select h.digest, h.repository_id, staged.deleted
+from {staged_repositories}
+join {s}holdings h on h.repository_id = staged.repository_id
+where true
+on conflict (digest, repository_id) do update set deleted = greatest(holdings.deleted, excluded.deleted);
+
+-- set referrers (digest text, repository_id integer)
+-- manifests whose facts, or contents, are new, in each repository: what they reference shares in them
+-- if staged_holdings, staged_contents
+select h.digest, h.repository_id
+from {staged_holdings}
+join {s}holdings h on h.digest = staged.digest and h.repository_id = staged.repository_id
+where staged.as_manifest is not null
+    and exists (select 1 from {s}contents c where c.manifest_digest = h.digest)
+union
+select h.digest, h.repository_id
+from {staged_contents}
+join {s}holdings h on h.digest = staged.manifest_digest;
+
+-- set referenced (digest text, repository_id integer, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, size bigint, media_type text)
+-- a pushed manifest proves that what it references was there (not foreign layers, not its subject),
+-- a pull of a manifest is a pull of its blobs
+-- if referrers
+select l.blob_digest, h.repository_id,
+    max(case when coalesce(l.kind, '') not in ('manifest', 'subject') then h.pulled end),
+    min(case when h.pushed is not null and coalesce(l.kind, '') not in ('foreign', 'subject') then h.first_seen end),
+    max(case when coalesce(l.kind, '') not in ('foreign', 'manifest', 'subject') then h.pushed end),
+    max(case when l.kind = 'manifest' then h.pushed end),
+    max(l.size),
+    max(l.media_type {c})
+from {referrers}
+join {s}holdings h on h.digest = referrers.digest and h.repository_id = referrers.repository_id
+join (
+    select manifest_digest, blob_digest, kind, size, media_type from {s}manifest_blob
+    union all
+    select manifest_digest, blob_digest, kind, size, media_type from {s}deleted_manifest_blob
+    union all
+    select manifest_digest, blob_digest, 'foreign', size, media_type from {s}foreign_layers
+) l on l.manifest_digest = h.digest
+group by l.blob_digest, h.repository_id;
+
+-- holdings: what the references say
+-- if referenced
+insert into {s}holdings (digest, repository_id, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type)
+select f.digest, f.repository_id, f.pulled, f.first_seen, f.as_blob, f.as_manifest, r.deleted, f.size, f.media_type
+from {referenced:f}
+join {s}repositories r on r.id = f.repository_id
+where true
+on conflict (digest, repository_id) do update set
+    pulled = greatest(holdings.pulled, excluded.pulled),
+    first_seen = least(holdings.first_seen, excluded.first_seen),
+    as_blob = greatest(holdings.as_blob, excluded.as_blob),
+    as_manifest = greatest(holdings.as_manifest, excluded.as_manifest),
+    deleted = greatest(holdings.deleted, excluded.deleted),
+    size = greatest(holdings.size, excluded.size),
+    media_type = greatest(holdings.media_type {c}, excluded.media_type {c});
+
+-- set touched (digest text, repository_id integer)
+select digest, repository_id from {staged_holdings}
+union
+select digest, repository_id from {referenced:f};
+
+-- set condemned (digest text)
+-- what a deletion may have ended, or changed among the dead
+-- if touched, staged_repositories
+select digest from {staged_holdings} where staged.deleted is not null
+union
+select h.digest from {staged_repositories} join {s}holdings h on h.repository_id = staged.repository_id
+union
+select h.digest
+from {touched}
+join {s}holdings h on h.digest = touched.digest and h.repository_id = touched.repository_id
+where h.deleted is not null;
+
+-- each kind
+-- set born_{kind} (digest text)
+-- if touched
+select distinct h.digest
+from {touched}
+join {s}holdings h on h.digest = touched.digest and h.repository_id = touched.repository_id
+where h.as_{kind} > coalesce(h.deleted, '0001-01-01')
+    and not exists (select 1 from {s}{kind}s o where o.digest = h.digest);
+
+-- each kind
+-- live already: newer facts
+-- if touched
+insert into {s}{kind}s (digest, pushed, pulled, size, media_type, first_seen, last_push)
+select o.digest, o.pushed, max(h.pulled), max(h.size), max(h.media_type {c}), min(h.first_seen), max(h.pushed)
+from {touched}
+join {s}holdings h on h.digest = touched.digest and h.repository_id = touched.repository_id
+join {s}{kind}s o on o.digest = h.digest
+group by o.digest, o.pushed
+on conflict (digest) do update set
+    pushed = coalesce(greatest({kind}s.last_push, excluded.last_push), least({kind}s.first_seen, excluded.first_seen)),
+    pulled = greatest({kind}s.pulled, excluded.pulled),
+    size = greatest({kind}s.size, excluded.size),
+    media_type = greatest({kind}s.media_type {c}, excluded.media_type {c}),
+    first_seen = least({kind}s.first_seen, excluded.first_seen),
+    last_push = greatest({kind}s.last_push, excluded.last_push);
+
+-- each kind
+-- live now
+-- if born_{kind}
+insert into {s}{kind}s (digest, pushed, pulled, size, media_type, first_seen, last_push)
+select h.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.size), max(h.media_type {c}),
+    min(h.first_seen), max(h.pushed)
+from {born_{kind}:born}
+join {s}holdings h on h.digest = born.digest
+group by h.digest;
+
+-- each kind
+-- set died_{kind} (digest text)
+-- if condemned
+select o.digest
+from {condemned}
+join {s}{kind}s o on o.digest = condemned.digest
+where not exists (
+    select 1 from {s}holdings h
+    where h.digest = o.digest and h.as_{kind} > coalesce(h.deleted, '0001-01-01')
+);
+
+-- each kind
+-- if died_{kind}
+delete from {s}{kind}s where digest in (select digest from {died_{kind}:died});
+
+-- each kind
+-- the trail of deletions: what was known and is live nowhere
+-- if condemned
+insert into {s}deleted_{kind}s (digest, pushed, pulled, deleted, size, media_type)
+select h.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.deleted), max(h.size), max(h.media_type {c})
+from {condemned}
+join {s}holdings h on h.digest = condemned.digest
+where not exists (select 1 from {s}{kind}s o where o.digest = condemned.digest)
+group by h.digest
+having max(h.as_{kind}) is not null and max(h.deleted) is not null
+on conflict (digest) do update set
+    pushed = excluded.pushed,
+    pulled = excluded.pulled,
+    deleted = excluded.deleted,
+    size = excluded.size,
+    media_type = excluded.media_type;
+
+-- set rising (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
+-- links whose two ends are live now
+-- if staged_contents, born_blob, born_manifest
+select l.manifest_digest, l.blob_digest, l.kind, l.media_type, l.size
+from (
+    select d.manifest_digest, d.blob_digest, d.kind, d.media_type, d.size
+    from {staged_links}
+    join {s}deleted_manifest_blob d
+        on d.manifest_digest = staged.manifest_digest and d.blob_digest = staged.blob_digest
+    union
+    select d.manifest_digest, d.blob_digest, d.kind, d.media_type, d.size
+    from {born_manifest:born} join {s}deleted_manifest_blob d on d.manifest_digest = born.digest
+    union
+    select d.manifest_digest, d.blob_digest, d.kind, d.media_type, d.size
+    from {born_manifest:born} join {s}deleted_manifest_blob d on d.blob_digest = born.digest
+    union
+    select d.manifest_digest, d.blob_digest, d.kind, d.media_type, d.size
+    from {born_blob:born} join {s}deleted_manifest_blob d on d.blob_digest = born.digest
+    union
+    select f.manifest_digest, f.blob_digest, 'foreign', f.media_type, f.size
+    from {staged_contents} join {s}foreign_layers f on f.manifest_digest = staged.manifest_digest
+    union
+    select f.manifest_digest, f.blob_digest, 'foreign', f.media_type, f.size
+    from {born_manifest:born} join {s}foreign_layers f on f.manifest_digest = born.digest
+    union
+    select f.manifest_digest, f.blob_digest, 'foreign', f.media_type, f.size
+    from {born_blob:born} join {s}foreign_layers f on f.blob_digest = born.digest
+) l
+where exists (select 1 from {s}manifests m where m.digest = l.manifest_digest)
+    and (
+        exists (select 1 from {s}blobs b where b.digest = l.blob_digest)
+        or exists (select 1 from {s}manifests m where m.digest = l.blob_digest)
+    );
+
+-- if rising
+insert into {s}manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
+select manifest_digest, blob_digest, kind, media_type, size from {rising}
+where true
+on conflict do nothing;
+
+-- if rising
+delete from {s}deleted_manifest_blob
+where (manifest_digest, blob_digest) in (select manifest_digest, blob_digest from {rising});
+
+-- set falling (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
+-- links that lost an end
+-- if died_blob, died_manifest
+select l.manifest_digest, l.blob_digest, l.kind, l.media_type, l.size
+from {died_manifest:died} join {s}manifest_blob l on l.manifest_digest = died.digest
+union
+select l.manifest_digest, l.blob_digest, l.kind, l.media_type, l.size
+from {died_manifest:died} join {s}manifest_blob l on l.blob_digest = died.digest
+where not exists (select 1 from {s}blobs b where b.digest = died.digest)
+union
+select l.manifest_digest, l.blob_digest, l.kind, l.media_type, l.size
+from {died_blob:died} join {s}manifest_blob l on l.blob_digest = died.digest
+where not exists (select 1 from {s}manifests m where m.digest = died.digest);
+
+-- if falling
+insert into {s}deleted_manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
+select manifest_digest, blob_digest, kind, media_type, size from {falling}
+where coalesce(falling.kind, '') <> 'foreign'
+on conflict do nothing;
+
+-- if falling
+delete from {s}manifest_blob
+where (manifest_digest, blob_digest) in (select manifest_digest, blob_digest from {falling});
+
+-- since when a link is gone: the newest deletion of an end that is not live
+-- if condemned, staged_links
+insert into {s}deleted_manifest_blob (manifest_digest, blob_digest, deleted)
+select l.manifest_digest, l.blob_digest, max(d.deleted)
+from (
+    select c.manifest_digest, c.blob_digest
+    from {condemned} join {s}deleted_manifest_blob c on c.manifest_digest = condemned.digest
+    union
+    select c.manifest_digest, c.blob_digest
+    from {condemned} join {s}deleted_manifest_blob c on c.blob_digest = condemned.digest
+    union
+    select c.manifest_digest, c.blob_digest
+    from {staged_links}
+    join {s}deleted_manifest_blob c on c.manifest_digest = staged.manifest_digest and c.blob_digest = staged.blob_digest
+) l
+join (
+    select digest, deleted, 1 as manifest from {s}deleted_manifests
+    union all
+    select digest, deleted, 0 as manifest from {s}deleted_blobs
+) d on d.digest = l.blob_digest or (d.digest = l.manifest_digest and d.manifest = 1)
+where not exists (select 1 from {s}manifests m where m.digest = d.digest)
+    and not exists (select 1 from {s}blobs b where b.digest = d.digest)
+group by l.manifest_digest, l.blob_digest
+on conflict (manifest_digest, blob_digest) do update set deleted = excluded.deleted;
+
+-- sightings of tags: the newest one says where a tag points; of two of one time, the greater digest
+-- if staged_tags
+insert into {s}sightings (repository_id, tag, sighted, manifest_digest, pushed, pulled, first_seen, deleted)
+select staged.repository_id, staged.tag, staged.sighted, staged.manifest_digest, staged.pushed, staged.pulled,
+    staged.first_seen, greatest(staged.deleted, r.deleted)
+from {staged_tags}
+join {s}repositories r on r.id = staged.repository_id
+where true
+on conflict (repository_id, tag) do update set
+    manifest_digest = case
+        when excluded.sighted is null then sightings.manifest_digest
+        when sightings.sighted is null or excluded.sighted > sightings.sighted then excluded.manifest_digest
+        when excluded.sighted < sightings.sighted then sightings.manifest_digest
+        else greatest(sightings.manifest_digest {c}, excluded.manifest_digest {c})
+    end,
+    sighted = greatest(sightings.sighted, excluded.sighted),
+    pushed = greatest(sightings.pushed, excluded.pushed),
+    pulled = greatest(sightings.pulled, excluded.pulled),
+    first_seen = least(sightings.first_seen, excluded.first_seen),
+    deleted = greatest(sightings.deleted, excluded.deleted);
+
+-- if staged_repositories
+insert into {s}sightings (repository_id, tag, deleted)
+select g.repository_id, g.tag, staged.deleted
+from {staged_repositories}
+join {s}sightings g on g.repository_id = staged.repository_id
+where true
+on conflict (repository_id, tag) do update set deleted = greatest(sightings.deleted, excluded.deleted);
+
+-- set doubtful (repository_id integer, tag text)
+-- tags that were sighted or deleted, or whose manifest was deleted
+-- if staged_tags, staged_holdings, staged_repositories
+select repository_id, tag from {staged_tags}
+union
+select g.repository_id, g.tag
+from {staged_holdings}
+join {s}sightings g on g.manifest_digest = staged.digest and g.repository_id = staged.repository_id
+where staged.deleted is not null
+union
+select g.repository_id, g.tag
+from {staged_repositories}
+join {s}sightings g on g.repository_id = staged.repository_id;
+
+-- set standing (name text, live integer, registry text, repository text, tag text, manifest_digest text, pushed timestamp, pulled timestamp, deleted timestamp)
+-- if doubtful
+select r.registry || '/' || r.repository || ':' || g.tag,
+    case when g.sighted > coalesce(greatest(g.deleted, h.deleted), '0001-01-01') then 1 else 0 end,
+    r.registry, r.repository, g.tag, g.manifest_digest, coalesce(g.pushed, g.first_seen), g.pulled,
+    greatest(g.deleted, h.deleted)
+from {doubtful}
+join {s}sightings g on g.repository_id = doubtful.repository_id and g.tag = doubtful.tag
+join {s}repositories r on r.id = g.repository_id
+left join {s}holdings h on h.digest = g.manifest_digest and h.repository_id = g.repository_id
+where g.sighted is not null;
+
+-- if standing
+insert into {s}tags (name, registry, repository, tag, manifest_digest, pushed, pulled)
+select name, registry, repository, tag, manifest_digest, pushed, pulled from {standing}
+where standing.live = 1
+on conflict (name) do update set
+    manifest_digest = excluded.manifest_digest,
+    pushed = excluded.pushed,
+    pulled = excluded.pulled;
+
+-- if standing
+delete from {s}tags where name in (select name from {standing} where standing.live = 0);
+
+-- if standing
+insert into {s}deleted_tags (name, registry, repository, tag, manifest_digest, pushed, pulled, deleted)
+select name, registry, repository, tag, manifest_digest, pushed, pulled, deleted from {standing}
+where standing.live = 0
+on conflict (name) do update set
+    manifest_digest = excluded.manifest_digest,
+    pushed = excluded.pushed,
+    pulled = excluded.pulled,
+    deleted = excluded.deleted;
+
+-- manifests whose contents are still to be asked for; a newer fact takes up again what was given up
+-- if staged_pending
+insert into {s}pending_manifests (digest, repository_id, url, host, next_attempt)
+select staged.digest, staged.repository_id, staged.url, staged.host, {now}
+from {staged_pending}
+where not exists (select 1 from {s}contents c where c.manifest_digest = staged.digest and c.complete = 1)
+on conflict (digest, repository_id) do update set
+    url = excluded.url,
+    host = excluded.host,
+    attempts = case when pending_manifests.given_up is null then pending_manifests.attempts else 0 end,
+    next_attempt = case when pending_manifests.given_up is null then pending_manifests.next_attempt else excluded.next_attempt end,
+    given_up = null;
+
+-- children of an index that were never seen themselves
+-- if referenced
+insert into {s}pending_manifests (digest, repository_id, url, host, next_attempt)
+select f.digest, f.repository_id, '', '', {now}
+from {referenced:f}
+where f.as_manifest is not null
+    and not exists (select 1 from {s}contents c where c.manifest_digest = f.digest and c.complete = 1)
+on conflict do nothing;
+
+-- if staged_contents
+delete from {s}pending_manifests
+where digest in (select manifest_digest from {staged_contents} where staged.complete = 1);

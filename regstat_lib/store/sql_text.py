@@ -1,0 +1,114 @@
+"""The SQL of both engines, read from the `.sql` files beside this module.
+
+One wording serves both; what must differ is a `{name}` that each engine fills in, and the few directives that
+`record.sql` describes in its head.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from typing import NamedTuple
+
+
+class Relation(NamedTuple):
+    """A staged or set relation: its name and its columns with their types."""
+
+    name: str
+    columns: tuple[tuple[str, str], ...]
+
+
+class Statement(NamedTuple):
+    """A statement of the record script; `keeps` names the relation that holds its result afterwards."""
+
+    sql: str
+    keeps: Relation | None
+    only_if: tuple[str, ...]
+
+
+class Script(NamedTuple):
+    """The record script: what a batch is staged as, and the statements."""
+
+    staged: tuple[Relation, ...]
+    statements: tuple[Statement, ...]
+
+
+_RELATION = re.compile(r"(\w+) \((.*)\)$")
+_DIRECTIVE = re.compile(r"-- (staged|set|if|each kind)\b ?(.*)$")
+_SOURCE = re.compile(r"\{(\w+)(?::(\w+))?\}")
+
+
+def read(name: str) -> str:
+    """The text of a `.sql` file of this package."""
+    return (files("regstat_lib.store") / "sql" / name).read_text(encoding="utf-8")
+
+
+def statements(text: str) -> list[str]:
+    """The statements of an SQL text, comments left out. A semicolon ends one at the end of a line."""
+    without_comments = re.sub(r"^\s*--.*$", "", text, flags=re.MULTILINE)
+    return [part.strip() for part in re.split(r";\s*$", without_comments, flags=re.MULTILINE) if part.strip()]
+
+
+def fill(text: str, names: Mapping[str, str]) -> str:
+    """`text` with every `{name}` replaced; an unknown name is an error."""
+    return _SOURCE.sub(lambda match: names[match.group(1)], text)
+
+
+def fill_sources(text: str, names: Mapping[str, str], source: Callable[[str, str], str]) -> str:
+    """Like `fill`, but a name that `names` has not is a relation: `source(name, alias)` says how to read it."""
+
+    def replacement(match: re.Match[str]) -> str:
+        name, alias = match.group(1), match.group(2)
+        if name in names:
+            return names[name]
+        return source(name, alias or ("staged" if name.startswith("staged_") else name))
+
+    return _SOURCE.sub(replacement, text)
+
+
+def record_script() -> Script:
+    """The statements that record a batch, from `record.sql`."""
+    staged: list[Relation] = []
+    found: list[Statement] = []
+    for block in re.split(r";[ \t]*\n", read("record.sql")):
+        keeps: str | None = None
+        only_if: tuple[str, ...] = ()
+        kinds = [""]
+        sql: list[str] = []
+        for line in block.splitlines():
+            directive = _DIRECTIVE.match(line)
+            if directive is None:
+                if line.strip() and not line.startswith("--"):
+                    sql.append(line)
+            elif directive.group(1) == "staged":
+                staged.append(_relation("staged_" + directive.group(2)))
+            elif directive.group(1) == "set":
+                keeps = directive.group(2)
+            elif directive.group(1) == "if":
+                only_if = tuple(name.strip() for name in directive.group(2).split(","))
+            else:
+                kinds = ["blob", "manifest"]
+        if not sql:
+            continue
+        for kind in kinds:
+            found.append(
+                Statement(
+                    _of_kind("\n".join(sql), kind),
+                    None if keeps is None else _relation(_of_kind(keeps, kind)),
+                    tuple(_of_kind(name, kind) for name in only_if),
+                )
+            )
+    return Script(tuple(staged), tuple(found))
+
+
+def _of_kind(text: str, kind: str) -> str:
+    return text.replace("{kind}", kind).replace("_{kind}", "_" + kind) if kind else text
+
+
+def _relation(text: str) -> Relation:
+    match = _RELATION.match(text)
+    if match is None:
+        raise ValueError(f"record.sql declares no relation with {text!r}")
+    columns = tuple(tuple(column.split()) for column in match.group(2).split(","))
+    return Relation(match.group(1), tuple((name, kind) for name, kind in columns))

@@ -1,0 +1,88 @@
+"""POST of an envelope -> status and answer. What an HTTP request means to regstat, apart from sockets.
+
+A registry sends again, for ever, what is answered with anything but 2xx or 3xx, and holds everything behind it. So
+503 is for what cannot be kept now, 4xx for what is no envelope; never is a redirect given.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Callable, NamedTuple, Protocol
+
+from regstat_lib.batch import Arrival, Entry
+from regstat_lib.changes import Repository, changes_of, is_own
+from regstat_lib.envelope import NotAnEnvelope, parse_envelope
+from regstat_lib.recorder import Outcome
+from regstat_lib.store import StoreError
+
+_log = logging.getLogger(__name__)
+
+RETRY_AFTER_SECONDS = 2
+
+
+class Answer(NamedTuple):
+    """An HTTP answer; the body is JSON."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Submitter(Protocol):
+    """What the webhook needs of the recorder."""
+
+    def submit(self, entries: list[Entry]) -> Outcome:
+        """Records the entries and returns when they are committed."""
+
+
+class Webhook:
+    """Answers requests; holds no state of its own."""
+
+    def __init__(self, recorder: Submitter, equivalents: Mapping[str, str], utc_now: Callable[[], str]) -> None:
+        self._recorder = recorder
+        self._equivalents = equivalents
+        self._utc_now = utc_now
+
+    def answer(self, method: str, path: str, body: bytes) -> Answer:  # noqa: ARG002
+        """The answer to a request whose body was read. Any path will do: people configured all kinds."""
+        if method != "POST":
+            sentence = f"This is a webhook for registry notifications: POST them, not {method}."
+            return problem(405, sentence, (("Allow", "POST"),))
+        try:
+            envelope = parse_envelope(body)
+        except NotAnEnvelope as error:
+            _log.warning("A request was refused: %s", error)
+            return problem(400, str(error))
+        entries: list[Entry] = list(envelope.set_aside)
+        for reason, _ in envelope.set_aside:
+            _log.error("An event was set aside: %s", reason)
+        ignored = 0
+        now = ""
+        for event in envelope.events:
+            if is_own(event):
+                ignored += 1
+                continue
+            at = event.timestamp
+            if at is None:
+                at = now = now or self._utc_now()
+            registry = self._equivalents.get(event.host, event.host)
+            repository = Repository(registry, event.repository)
+            entries.append(Arrival(event, at, event.timestamp is None, changes_of(event, repository, at)))
+        try:
+            outcome = self._recorder.submit(entries) if entries else Outcome(0, 0)
+        except StoreError as error:
+            return problem(503, str(error), (("Retry-After", str(RETRY_AFTER_SECONDS)),))
+        if _log.isEnabledFor(logging.DEBUG):
+            for event in envelope.events:
+                _log.debug("%s %s %s %s", event.action, event.repository, event.tag or "-", event.digest or "-")
+        answered = {"recorded": outcome.recorded, "set_aside": outcome.set_aside}
+        if ignored:
+            answered["ignored"] = ignored
+        return Answer(200, json.dumps(answered).encode())
+
+
+def problem(status: int, sentence: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
+    """An answer that says in a sentence why a request was not accepted."""
+    return Answer(status, json.dumps({"error": sentence}).encode(), headers)
