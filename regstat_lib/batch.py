@@ -47,7 +47,7 @@ class Batch:
         self.deleted_repositories: dict[Repository, str] = {}
         self.contents: dict[str, Contents] = {}
         self.pending: dict[tuple[Repository, str], Pending] = {}
-        for entry in entries:
+        for entry in _first_arrivals(entries):
             self.add(entry)
 
     def add(self, entry: Entry) -> None:
@@ -94,8 +94,7 @@ class Batch:
 
     def _learn(self, digest: str, contents: Contents) -> None:
         other = self.contents.get(digest)
-        if other is None or contents.complete > other.complete:
-            self.contents[digest] = contents
+        self.contents[digest] = contents if other is None else merged_contents(other, contents)
 
 
 def newest_holding(one: Holding, other: Holding) -> Holding:
@@ -123,6 +122,34 @@ def newest_sighting(one: Sighting, other: Sighting) -> Sighting:
         _oldest(one.first_seen, other.first_seen),
         _newest(one.deleted, other.deleted),
     )
+
+
+def merged_contents(one: Contents, other: Contents) -> Contents:
+    """What two sources tell of one manifest: every link, with what either knows of it; the complete one goes first."""
+    first, second = (other, one) if other.complete and not one.complete else (one, other)
+    links = {link.digest: link for link in second.links}
+    for link in first.links:
+        known = links.get(link.digest, link)
+        links[link.digest] = link._replace(
+            media_type=link.media_type or known.media_type, size=known.size if link.size is None else link.size
+        )
+    return Contents(tuple(links[digest] for digest in sorted(links)), first.complete)
+
+
+def _first_arrivals(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries without repetitions of an event that has no time of its own: its time is when it first came."""
+    entries = list(entries)
+    first: dict[str, str] = {}
+    for entry in entries:
+        if isinstance(entry, Arrival) and entry.untimed:
+            first[entry.event.id] = min(entry.at, first.get(entry.event.id, entry.at))
+    if not first:
+        return entries
+    return [
+        entry
+        for entry in entries
+        if not (isinstance(entry, Arrival) and entry.untimed and entry.at != first[entry.event.id])
+    ]
 
 
 def _newest(one: str | None, other: str | None) -> str | None:

@@ -9,9 +9,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from regstat_lib.envelope import Event
-from regstat_lib.manifest import OCTET_STREAM, Contents, contents_of_event
+from regstat_lib.manifest import INDEX_TYPES, OCTET_STREAM, Contents, contents_of_event
 
 USER_AGENT = "regstat/"
+
+# Manifests of which the list of references in an event tells what each is (config, layer or child): a guess about any
+# other could contradict what the manifest itself says later, and the tables would depend on which came first.
+KNOWN_LAYOUTS = INDEX_TYPES | {
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    "application/vnd.docker.distribution.manifest.v2+json",
+}
 
 
 class Repository(NamedTuple):
@@ -99,7 +108,9 @@ def changes_of(event: Event, repository: Repository, at: str) -> Changes:
         )
     pushed = at if event.action == "push" else None
     pulled = at if event.action == "pull" else None
-    contents = None if event.references is None else contents_of_event(event.media_type, event.references)
+    contents = None
+    if event.references is not None and event.media_type in KNOWN_LAYOUTS:
+        contents = contents_of_event(event.media_type, event.references)
     return Changes(
         repository,
         event.digest,

@@ -12,6 +12,7 @@ from typing import NoReturn
 from regstat_lib import __version__, daemon
 from regstat_lib.equivalence import BadEquivalents, read_equivalents
 from regstat_lib.registry import ANONYMOUS, CERTS_DIR, Keychain, KeychainError, RegistryClient
+from regstat_lib.reports.command import main as report
 from regstat_lib.store import Database
 from regstat_lib.store.connection_string import DEFAULT, BadConnectionString, parse_connection_string, tls_contexts
 from regstat_lib.store.postgres import PostgresDatabase
@@ -98,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs regstat; the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["report"]:
+        return report(arguments[1:], _database_to_read)
     flags = parser()
     given = flags.parse_args(arguments)
     logging.basicConfig(
@@ -128,7 +132,7 @@ def _settings(given: argparse.Namespace) -> daemon.Settings:
     )
     return daemon.Settings(
         port=given.port,
-        database=_database(given),
+        database=_named_database(given.sqlite, given.pg_conn_str),
         client=client,
         equivalents=equivalents,
         max_body=given.max_body,
@@ -136,19 +140,25 @@ def _settings(given: argparse.Namespace) -> daemon.Settings:
     )
 
 
-def _database(given: argparse.Namespace) -> Database:
-    if given.sqlite is not None:
-        if given.pg_conn_str is not None:
+def _named_database(sqlite: str | Path | None, pg_conn_str: str | None) -> Database:
+    if sqlite is not None:
+        if pg_conn_str is not None:
             raise ValueError("-sqlite and -pg-conn-str name two databases; give one of them.")
-        path: Path = given.sqlite
+        path = Path(sqlite)
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise ValueError(
                 f"The file of -sqlite, {path}, cannot be made: its directory must exist, and it be a file."
             )
         return SqliteDatabase(path)
-    target = parse_connection_string(DEFAULT if given.pg_conn_str is None else given.pg_conn_str)
+    target = parse_connection_string(DEFAULT if pg_conn_str is None else pg_conn_str)
     tls_contexts(target)
     return PostgresDatabase(target)
+
+
+def _database_to_read(sqlite: str | None, pg_conn_str: str | None) -> Database:
+    if sqlite is not None and pg_conn_str is None:
+        return SqliteDatabase(Path(sqlite))  # reading it says whether it is there
+    return _named_database(sqlite, pg_conn_str)
 
 
 def _port(text: str) -> int:

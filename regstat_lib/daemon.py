@@ -22,6 +22,7 @@ from regstat_lib.webhook import Webhook
 _log = logging.getLogger(__name__)
 
 _SUMMARY_SECONDS = 60.0
+_FIRST_ATTEMPT_SECONDS = 2.0
 # systemd and Docker kill after 90 and 10 seconds.
 _FINISH_SECONDS = 4.0
 
@@ -57,6 +58,8 @@ def run(settings: Settings) -> int:
 
     _log.info("regstat %s, keeping notifications in the %s", __version__, settings.database.description)
     recorder.start()
+    # Whoever posts as soon as it listens should find the database open; one that is not there is not waited for.
+    recorder.await_first_attempt(_FIRST_ATTEMPT_SECONDS)
     resolver.start()
     server.serve()
     _log.info("Server now listening on :%d", server.port)
@@ -68,7 +71,7 @@ def run(settings: Settings) -> int:
         # Whoever is connected gets an answer, which needs the recorder; what it accepted is committed before the end.
         server.stop(_FINISH_SECONDS)
         resolver.stop(0.5)
-        finished = recorder.stop(_FINISH_SECONDS)
+        finished = recorder.stop(max(0.1, began + _FINISH_SECONDS - time.monotonic()))
         _log.info(
             "Stopped after %.1f s%s", time.monotonic() - began, "" if finished else ", the database not answering"
         )

@@ -96,8 +96,9 @@ def parse_envelope(body: bytes) -> Envelope:
         raise NotAnEnvelope(
             'The body is JSON but no envelope of registry notifications: expected an object like {"events": [...]}.'
         )
-    # Only an escape, or the byte that starts an encoded surrogate, can bring a character that a database cannot hold.
-    unchecked = b"\\u" in body or b"\xed" in body
+    # Only an escape, the byte that starts an encoded surrogate, or an encoding other than UTF-8 (it has NULs) can bring
+    # a character that a database cannot hold.
+    unchecked = b"\\u" in body or b"\xed" in body or b"\0" in body
     understood = []
     set_aside = []
     for raw in events:
@@ -168,6 +169,9 @@ def _event(raw: Any, unchecked: bool) -> Event:
     host = _text(request, "host", _MAX_NAME) or _host_of(url)
     if not host:
         raise _NotUnderstood("neither its request's host nor its target's url names a registry")
+    if ":" in repository or ":" in tag or "/" in tag or "/" in host:
+        # The key of a tag is registry/repository:tag; two that differ must not share one.
+        raise _NotUnderstood("its registry, repository or tag has a character that no registry allows there")
     references = target.get("references")
     event = Event(
         id=_text(raw, "id", _MAX_DIGEST) or _made_up_id(raw),

@@ -15,7 +15,7 @@ from typing import Callable, NamedTuple
 
 from regstat_lib.batch import Arrival, Batch, Entry, set_aside_of
 from regstat_lib.envelope import SetAside
-from regstat_lib.store import Conflict, Database, Rejected, SchemaTooNew, Session, StoreError, Unavailable
+from regstat_lib.store import Conflict, Database, Rejected, SchemaTooNew, Session, StoreError, Unavailable, in_lines
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 _BATCH_ENTRIES = 5_000
 _CONFLICT_ATTEMPTS = 8
 _RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
+_SAME_OUTAGE_SECONDS = 30.0
 _PURGE_SECONDS = 60.0
 _PURGE_LIMIT = 5_000
 
@@ -83,6 +84,8 @@ class Recorder:
         self._session: Session | None = None
         self._outage: StoreError | None = Unavailable(f"The {database.description} was not reached yet.")
         self._ever_reached = False
+        self._tried = threading.Event()
+        self._told, self._tell_again = "", 0.0
         self._next_purge = 0.0
         self._recorded = self._set_aside = self._batches = 0
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -91,11 +94,17 @@ class Recorder:
         """Begins to connect and to write; returns at once."""
         self._thread.start()
 
+    def await_first_attempt(self, seconds: float) -> None:
+        """Returns when it is known whether the database can be reached, or after `seconds`."""
+        self._tried.wait(seconds)
+
     def stop(self, seconds: float) -> bool:
         """Writes what was accepted, then ends; whether that was done within `seconds`."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
+            if self._outage is not None:
+                return True  # nothing was accepted that is not answered
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -137,7 +146,9 @@ class Recorder:
         attempt = 0
         while True:
             if self._session is None:
-                if self._connect():
+                reached = self._connect()
+                self._tried.set()
+                if reached:
                     attempt = 0
                     continue
                 with self._wake:
@@ -183,39 +194,42 @@ class Recorder:
         with self._wake:
             again = self._outage is not None and self._ever_reached
             self._outage = None
+        self._told, self._tell_again = "", 0.0
         _log.info("%s the %s", "Reached again:" if again else "Recording to", self._database.description)
         self._ever_reached = True
         return True
 
     def _out_of_reach(self, error: StoreError) -> None:
         with self._wake:
-            known = self._outage is not None and str(self._outage) == str(error)
             self._outage = error
             waiting, self._queue = list(self._queue), deque()
         for item in waiting:
             _settle(item, failure=error)
-        if not known:
-            hint = ""
-            if not self._ever_reached and not isinstance(error, SchemaTooNew):
-                hint = " To keep the data in a file instead of Postgres, start with -sqlite FILE."
-            _log.error("%s Notifications are answered 503 until it is back; trying again.%s", error, hint)
+        # One outage has one line: a server that goes down or comes up says this and that within seconds.
+        if str(error) != self._told and self._clock() >= self._tell_again:
+            self._told, self._tell_again = str(error), self._clock() + _SAME_OUTAGE_SECONDS
+            hint = "" if self._ever_reached or isinstance(error, SchemaTooNew) else self._database.alternative
+            until = "Notifications are answered 503 until it is back; trying again."
+            _log.error("%s", in_lines((str(error), until, hint)))
 
     def _write(self, items: list[_Item]) -> None:
         try:
             outcomes = self._record(items)
         except StoreError as error:
-            if self._session is not None:
-                self._session.close()
-                self._session = None
-            if isinstance(error, Unavailable) and self._connect():
-                # The connection had died; the database had not. What was written already is written again harmlessly.
-                try:
-                    outcomes = self._record(items)
-                except StoreError as second:
-                    self._fail(items, second)
-                    return
-            else:
+            if not isinstance(error, Unavailable):
                 self._fail(items, error)
+                return
+            self._disconnect()
+            if not self._connect():
+                # The log was told why; that the connection broke as well would be a second line about one outage.
+                for item in items:
+                    _settle(item, failure=self._outage)
+                return
+            # The connection had died; the database had not. What was written already is written again harmlessly.
+            try:
+                outcomes = self._record(items)
+            except StoreError as second:
+                self._fail(items, second)
                 return
         except Exception as error:
             _log.exception("Recording a batch failed in a way that regstat does not know")
@@ -232,10 +246,13 @@ class Recorder:
         ):
             self._on_pending()
 
-    def _fail(self, items: list[_Item], error: StoreError) -> None:
+    def _disconnect(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
+
+    def _fail(self, items: list[_Item], error: StoreError) -> None:
+        self._disconnect()
         for item in items:
             _settle(item, failure=error)
         self._out_of_reach(error)
@@ -304,8 +321,7 @@ class Recorder:
             gone = self._session.purge(before, self._set_aside_kept, _PURGE_LIMIT)
         except StoreError as error:
             _log.warning("Old events could not be removed: %s", error)
-            self._session.close()
-            self._session = None
+            self._disconnect()
             gone = 0
         # While there is more to remove, a little after each batch; notifications never wait for all of it.
         self._next_purge = self._clock() + (1.0 if gone == _PURGE_LIMIT else _PURGE_SECONDS)

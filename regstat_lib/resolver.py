@@ -1,19 +1,19 @@
 """Asks registries for the manifests whose contents are not known, in the background, and submits what it learns.
 
 What is pending is in the database, so nothing is lost with a process, and several daemons share the work: what one
-has claimed, no other gets until the claim runs out. Each registry has its own few workers and its own pauses, so one
+has claimed, no other gets while the daemon lives. Each registry has its own few workers and its own pauses, so one
 that is dead delays no other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import random
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Protocol
 
 from regstat_lib.batch import Entry, Learned
@@ -29,8 +29,9 @@ _log = logging.getLogger(__name__)
 _WORKERS = 16
 _WORKERS_OF_A_REGISTRY = 4
 _CLAIMED_AT_ONCE = 64
-# Longer than a fetch may take, with its token and its turn in the queue of its registry.
-_CLAIM_SECONDS = 300.0
+# A claim is extended for as long as its daemon lives: what a crash leaves behind is asked for soon afterwards.
+_CLAIM_SECONDS = 10.0
+_EXTEND_SECONDS = 3.0
 _IDLE_SECONDS = 5.0
 _RECONNECT_SECONDS = 2.0
 _SAME_COMPLAINT_SECONDS = 3600.0
@@ -55,7 +56,7 @@ class _Registry:
 
     def __init__(self) -> None:
         self.waiting: deque[PendingManifest] = deque()
-        self.in_flight = 0
+        self.in_flight: set[PendingManifest] = set()
         self.failures = 0
         self.spared_until = 0.0
 
@@ -63,7 +64,7 @@ class _Registry:
         if now < self.spared_until:
             return False
         # After a failure one request at a time finds out whether the registry is back.
-        return self.in_flight < (_WORKERS_OF_A_REGISTRY if self.failures == 0 else 1)
+        return len(self.in_flight) < (_WORKERS_OF_A_REGISTRY if self.failures == 0 else 1)
 
 
 class Resolver:
@@ -90,7 +91,8 @@ class Resolver:
         self._finished: queue.SimpleQueue[tuple[PendingManifest, FetchError | None]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = False
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="resolver")
+        self._workers = 0
+        self._next_extension = 0.0
         self._thread = threading.Thread(target=self._run, name="resolver", daemon=True)
 
     def start(self) -> None:
@@ -102,11 +104,10 @@ class Resolver:
         self._wake.set()
 
     def stop(self, seconds: float) -> None:
-        """Begins nothing more; what is under way and not done within `seconds` stays pending."""
+        """Begins nothing more and lets go of what is claimed; what is under way stays pending."""
         self._stopping = True
         self._wake.set()
         self._thread.join(seconds)
-        self._pool.shutdown(wait=False)
 
     def _run(self) -> None:
         session: Session | None = None
@@ -116,6 +117,7 @@ class Resolver:
                     session = self._database.connect()
                 self._wake.clear()
                 self._settle(session)
+                self._extend(session)
                 self._claim(session)
                 self._dispatch()
                 self._wake.wait(self._idle_seconds())
@@ -130,12 +132,28 @@ class Resolver:
                 _log.exception("The resolver failed in a way that regstat does not know, and goes on")
                 self._wake.wait(_RECONNECT_SECONDS)
         if session is not None:
+            with contextlib.suppress(StoreError):
+                session.extend_claims(self._claimed(), self._utc_after(0.0))
             session.close()
 
     def _idle_seconds(self) -> float:
         now = self._clock()
         ends = [r.spared_until - now for r in self._registries.values() if r.waiting and r.spared_until > now]
+        if self._claimed():
+            ends.append(max(0.0, self._next_extension - now))
         return min([_IDLE_SECONDS, *ends])
+
+    def _claimed(self) -> list[PendingManifest]:
+        return [pending for r in self._registries.values() for pending in (*r.waiting, *r.in_flight)]
+
+    def _extend(self, session: Session) -> None:
+        now = self._clock()
+        if now < self._next_extension:
+            return
+        self._next_extension = now + _EXTEND_SECONDS
+        claimed = self._claimed()
+        if claimed:
+            session.extend_claims(claimed, self._utc_after(_CLAIM_SECONDS))
 
     def _claim(self, session: Session) -> None:
         """Takes manifests of registries that have nothing waiting here; the others get theirs when they have."""
@@ -153,14 +171,17 @@ class Resolver:
     def _dispatch(self) -> None:
         now = self._clock()
         for name, registry in list(self._registries.items()):
-            while registry.waiting and registry.room(now):
-                registry.in_flight += 1
-                self._pool.submit(self._resolve, registry.waiting.popleft())
+            while registry.waiting and registry.room(now) and self._workers < _WORKERS:
+                pending = registry.waiting.popleft()
+                registry.in_flight.add(pending)
+                self._workers += 1
+                # Not of a pool, whose threads Python waits for at its end, however long a registry lets them wait.
+                threading.Thread(target=self._resolve, args=(pending,), name="resolver-worker", daemon=True).start()
             if not registry.waiting and not registry.in_flight and registry.failures == 0:
                 del self._registries[name]
 
     def _resolve(self, pending: PendingManifest) -> None:
-        """Runs in a worker: fetches, parses, submits."""
+        """Runs in a thread of its own: fetches, parses, submits."""
         failure: FetchError | None = None
         try:
             fetched = self._client.fetch_manifest(
@@ -176,7 +197,7 @@ class Resolver:
                 f"What {pending.registry} has as manifest {pending.digest} of {pending.repository} is none: {error}.",
             )
         except StoreError:
-            # It stays claimed, and pending: it is asked for again when the claim has run out.
+            # It stays pending: it is asked for again when the claim has run out.
             pass
         except Exception as error:
             _log.exception("Asking %s for a manifest failed in a way that regstat does not know", pending.registry)
@@ -189,7 +210,8 @@ class Resolver:
         while not self._finished.empty():
             pending, error = self._finished.get()
             registry = self._registries.setdefault(pending.registry, _Registry())
-            registry.in_flight = max(0, registry.in_flight - 1)
+            registry.in_flight.discard(pending)
+            self._workers -= 1
             if error is None:
                 registry.failures = 0
                 continue

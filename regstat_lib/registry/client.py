@@ -105,7 +105,10 @@ class RegistryClient:
         self._found: OrderedDict[str, Address] = OrderedDict()
 
     def fetch_manifest(self, source: ManifestSource) -> FetchedManifest:
-        """The manifest, its digest verified; otherwise ``FetchError``. Ends within three times the time-out."""
+        """The manifest, its digest verified; otherwise ``FetchError``.
+
+        Ends within three times the time-out, not counting name servers and credential helpers.
+        """
         if not is_verifiable(source.digest):
             message = f"the digest {source.digest[:100]!r} is none that can be verified"
             raise FetchError(Trouble.UNUSABLE, source.registry, message)

@@ -6,8 +6,8 @@ errors here, so that the rooms before it need not know which engine is behind it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Callable, NamedTuple, Protocol
 
 from regstat_lib.batch import Batch
 
@@ -30,6 +30,10 @@ class Rejected(StoreError):
 
 class SchemaTooNew(StoreError):
     """The database was upgraded by a newer regstat; this one must not write to it."""
+
+
+class SchemaTooOld(StoreError):
+    """The database lacks what is asked for until a daemon of this version has been started on it."""
 
 
 class PendingManifest(NamedTuple):
@@ -56,6 +60,9 @@ class Session(Protocol):
     def claim_pending(self, now: str, until: str, limit: int, busy: Collection[str]) -> list[PendingManifest]:
         """Up to `limit` due manifests of registries that are not `busy`; no session gets them again before `until`."""
 
+    def extend_claims(self, claimed: Collection[PendingManifest], until: str) -> None:
+        """Moves the time before which no session gets these manifests again: ahead, or to now to let them go."""
+
     def postpone(self, pending: PendingManifest, next_attempt: str, error: str) -> None:
         """Keeps a claimed manifest for a later attempt, with what happened at this one."""
 
@@ -72,6 +79,24 @@ class Session(Protocol):
         """Ends the connection; never raises."""
 
 
+class Reading(Protocol):
+    """A connection that only reads, all of it in one state of the database.
+
+    SQL is the wording of the `.sql` files, with their `{names}` and `?` for each parameter. A value is None, a number
+    or a text; one that is a text in Postgres may be so here too, and times are texts that may lack trailing zeros.
+    """
+
+    def stream(self, sql: str, parameters: Sequence[str | int], sink: Callable[[Sequence[Any]], object]) -> None:
+        """Gives each row to `sink` as it comes, so that memory does not grow with their number. What `sink` raises
+        ends it, and the session with it."""
+
+    def matches(self, column: str, glob: str) -> tuple[str, str]:
+        """A condition that `column` is like `glob` (`*` and `?`, as SQL) and its parameter."""
+
+    def close(self) -> None:
+        """Ends the connection; never raises."""
+
+
 class Database(Protocol):
     """A database that sessions can be opened on."""
 
@@ -79,13 +104,23 @@ class Database(Protocol):
     def description(self) -> str:
         """What an operator knows it by: host and database, or file; never a password."""
 
+    @property
+    def alternative(self) -> str:
+        """A sentence on what an operator can use instead when it was never reached; empty when there is nothing."""
+
     def connect(self) -> Session:
         """A new session on the database, whose schema is made or upgraded when it must be.
 
         Raises Unavailable when it cannot be reached, SchemaTooNew when this regstat is too old for it.
         """
 
+    def read(self) -> Reading:
+        """A new session that only reads and changes nothing, the schema included.
+
+        Raises Unavailable, SchemaTooNew, or SchemaTooOld when a daemon of this version was never started on it.
+        """
+
 
 def in_lines(parts: Iterable[str]) -> str:
-    """An error's parts as one line for the log."""
+    """Sentences as one line for the log."""
     return " ".join(" ".join(parts).split())

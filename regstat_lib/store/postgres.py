@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from regstat_lib.batch import Batch
 from regstat_lib.changes import Repository
 from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Unavailable
 from regstat_lib.store.connection_string import ConnectionString, tls_contexts
-from regstat_lib.store.schema import SCHEMA_VERSION, upgrade_files
+from regstat_lib.store.schema import SCHEMA_VERSION, check_readable, upgrade_files
 from regstat_lib.store.sql_text import Relation, fill, fill_sources, read, record_script, statements
 from regstat_lib.store.staged import Row, staged_rows
 
@@ -36,8 +37,20 @@ _NAMES = {
     "without_rowid": "",
     "index_schema": "",
     "on_schema": "regstat.",
+    "greatest": "greatest",
+    "string_agg": "string_agg",
+    "utc_now": "cast(now() at time zone 'utc' as timestamp)",
 }
 _CACHED_REPOSITORIES = 100_000
+# Batches are small against the tables, and plans are kept: one made while a table was small must not read all of it
+# when it has grown. Costs mean nothing then, so they must not start the compiler either.
+_PLANNER = (
+    "enable_seqscan = off",
+    "enable_hashjoin = off",
+    "enable_mergejoin = off",
+    "plan_cache_mode = force_generic_plan",
+    "jit = off",
+)
 
 
 class PostgresDatabase:
@@ -50,19 +63,30 @@ class PostgresDatabase:
     def description(self) -> str:
         return self.target.description
 
+    @property
+    def alternative(self) -> str:
+        return "To keep the data in a file instead of Postgres, start with -sqlite FILE."
+
     def connect(self) -> PostgresSession:
-        try:
-            import pg8000.native  # noqa: F401  (its absence is found here, before the first use)
-        except ImportError as error:
-            raise Unavailable(
-                "Postgres needs the Python package pg8000, which is not installed: install it (pip install pg8000), or"
-                " keep the data in a file with -sqlite regstat.db."
-            ) from error
+        _require_driver()
         with _translated(self.description):
             connection = self._open()
         try:
             session = PostgresSession(connection, self.description)
             session.upgrade()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                connection.close()
+            raise
+        return session
+
+    def read(self) -> PostgresReading:
+        _require_driver()
+        with _translated(self.description):
+            connection = self._open()
+        try:
+            session = PostgresReading(connection, self.description)
+            check_readable(session.version(), self.description)
         except BaseException:
             with contextlib.suppress(Exception):
                 connection.close()
@@ -102,7 +126,21 @@ class PostgresDatabase:
             " set timezone = 'UTC'; set datestyle = 'ISO'; set client_min_messages = warning;"
             f" set idle_in_transaction_session_timeout = '{_SILENCE_SECONDS}s'"
         )
+        for setting in _PLANNER:
+            # Older servers have not got all of them, and need none of those.
+            with contextlib.suppress(pg8000.native.DatabaseError):
+                connection.run(f"set {setting}")
         return connection
+
+
+def _require_driver() -> None:
+    try:
+        import pg8000.native  # noqa: F401  (its absence is found here, before the first use)
+    except ImportError as error:
+        raise Unavailable(
+            "Postgres needs the Python package pg8000, which is not installed: install it (pip install pg8000), or"
+            " keep the data in a file with -sqlite regstat.db."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -160,7 +198,8 @@ class PostgresSession:
             )
 
     def _version(self) -> int:
-        if self._run("select to_regclass('regstat.schema_version')")[0][0] is None:
+        # Not to_regclass: after waiting for another's upgrade it may answer from a cache that has not heard of it.
+        if not self._run("select 1 from pg_tables where schemaname = 'regstat' and tablename = 'schema_version'"):
             return 0
         rows = self._run("select version from regstat.schema_version")
         return int(rows[0][0]) if rows else 0
@@ -206,15 +245,21 @@ class PostgresSession:
                 p3=limit,
             )
             found = [PendingManifest(*row) for row in rows]
-            for pending in found:
-                self._run(
-                    "update regstat.pending_manifests set next_attempt = cast(:until as timestamp)"
-                    " where digest = :digest and repository_id = :repository_id",
-                    until=until,
-                    digest=pending.digest,
-                    repository_id=pending.repository_id,
-                )
+            self._claim_until(found, until)
         return found
+
+    def extend_claims(self, claimed: Collection[PendingManifest], until: str) -> None:
+        with self._transaction():
+            self._claim_until(sorted(claimed), until)
+
+    def _claim_until(self, claimed: Collection[PendingManifest], until: str) -> None:
+        self._run(
+            "update regstat.pending_manifests p set next_attempt = cast(:until as timestamp)"
+            " from jsonb_to_recordset(cast(:claimed as jsonb)) as c(digest text, repository_id integer)"
+            " where p.digest = c.digest and p.repository_id = c.repository_id",
+            until=until,
+            claimed=json.dumps([{"digest": p.digest, "repository_id": p.repository_id} for p in claimed]),
+        )
 
     def postpone(self, pending: PendingManifest, next_attempt: str, error: str) -> None:
         with _translated(self._description):
@@ -305,6 +350,89 @@ class PostgresSession:
         return {repository: self._repository_ids[repository] for repository in repositories}
 
 
+# For whole tables: what reports sort and hash stays in memory up to this, and no plan waits for a compiler.
+_READING = (
+    "reset all; set search_path = pg_catalog; set timezone = 'UTC'; set datestyle = 'ISO';"
+    " set client_min_messages = warning; set standard_conforming_strings = on;"
+    " set work_mem = '64MB'; set jit = off; begin isolation level repeatable read read only"
+)
+
+
+class PostgresReading:
+    """A connection that only reads."""
+
+    def __init__(self, connection: pg8000.native.Connection, description: str) -> None:
+        self._connection = connection
+        self._description = description
+        with _translated(description):
+            connection._usock.settimeout(None)  # a large database takes its time
+            connection.run(_READING)
+
+    def version(self) -> int:
+        """The schema's, 0 when there is none."""
+        with _translated(self._description):
+            if self._connection.run("select to_regclass('regstat.schema_version')")[0][0] is None:
+                return 0
+            rows = self._connection.run("select version from regstat.schema_version")
+            return int(rows[0][0]) if rows else 0
+
+    def stream(self, sql: str, parameters: Sequence[str | int], sink: Callable[[Sequence[Any]], object]) -> None:
+        # COPY rather than a cursor: it streams as well, takes plans with several workers, which a cursor does not,
+        # and its lines cost Python a fraction of pg8000's rows. It has no parameters, so they are literals.
+        parts = fill(sql, _NAMES).split("?")
+        literals = [*(_literal(parameter) for parameter in parameters), ""]
+        query = "".join(part + literal for part, literal in zip(parts, literals))
+        lines = _CopyLines(sink)
+        try:
+            with _translated(self._description):
+                self._connection.run(f"copy ({query}) to stdout", stream=lines)
+        except Unavailable:
+            if lines.failure is None:
+                raise
+        if lines.failure is not None:
+            raise lines.failure
+
+    def matches(self, column: str, glob: str) -> tuple[str, str]:
+        escaped = re.sub(r"([\\%_])", r"\\\1", glob)
+        return f"{column} like ?", escaped.replace("*", "%").replace("?", "_")
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._connection.close()
+
+
+class _CopyLines:
+    """What pg8000 writes the lines of a COPY to, one at a time: the text format (Postgres documentation, COPY)."""
+
+    def __init__(self, sink: Callable[[Sequence[Any]], object]) -> None:
+        self._sink = sink
+        self.failure: BaseException | None = None
+
+    def write(self, line: bytes) -> None:
+        try:
+            fields = line[:-1].decode().split("\t")
+            if b"\\" in line:
+                self._sink([None if field == "\\N" else _ESCAPE.sub(_unescaped, field) for field in fields])
+            else:
+                self._sink(fields)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return _ESCAPED.get(match.group(1), match.group(1))
+
+
+def _literal(value: str | int) -> str:
+    # With standard_conforming_strings a quote is the only character that means anything in a literal.
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
 def _as_json(rows: dict[str, list[Row]], now: str) -> str:
     columns = _staged_columns()
     document: dict[str, Any] = {"now": now}
@@ -362,12 +490,9 @@ def _record_function() -> str:
         if statement.only_if:
             sql = f"if {' or '.join(has_rows(name) for name in statement.only_if)} then {sql}; end if"
         body.append(sql + ";")
-    # Batches are small against the tables, and plans are kept: one made while a table was small must not read all of
-    # it when it has grown.
     return f"""
         create or replace function pg_temp.regstat_record(batch jsonb, known_version integer) returns void
         language plpgsql
-        set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
         as $regstat$
         #variable_conflict use_column
         declare

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+from regstat_lib.store import SchemaTooNew, SchemaTooOld
+
+SCHEMA_VERSION = 2
 
 # Version 0 is the original's, or none at all. Each entry brings the schema from the version before it to its own.
-_UPGRADES = (("0_original.sql", "1_facts.{engine}.sql", "1_facts.sql"),)
+_UPGRADES = (
+    ("0_original.sql", "1_facts.{engine}.sql", "1_facts.sql"),
+    ("2_views.{engine}.sql", "2_views.sql"),
+)
 
 
 def upgrade_files(version: int, engine: str) -> list[str]:
@@ -16,3 +21,18 @@ def upgrade_files(version: int, engine: str) -> list[str]:
         for name in upgrade
         if "{engine}" not in name or engine == "postgres"
     ]
+
+
+def check_readable(version: int, description: str) -> None:
+    """Raises SchemaTooOld or SchemaTooNew when this regstat cannot answer from a database of that version."""
+    if version < SCHEMA_VERSION:
+        what = "has no tables of regstat yet" if version == 0 else f"has schema version {version}"
+        raise SchemaTooOld(
+            f"The {description} {what}, and reports need version {SCHEMA_VERSION}:"
+            " start the daemon of this regstat on it once, which brings it there and keeps every row."
+        )
+    if version > SCHEMA_VERSION:
+        raise SchemaTooNew(
+            f"The {description} has schema version {version}, this regstat knows {SCHEMA_VERSION}:"
+            " use the newer regstat that upgraded it."
+        )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from regstat_lib.batch import Batch
 from regstat_lib.changes import Repository
 from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Unavailable
-from regstat_lib.store.schema import SCHEMA_VERSION, upgrade_files
+from regstat_lib.store.schema import SCHEMA_VERSION, check_readable, upgrade_files
 from regstat_lib.store.sql_text import Statement, fill, fill_sources, read, record_script, statements
 from regstat_lib.store.staged import staged_rows
 
@@ -28,6 +28,9 @@ _NAMES = {
     "without_rowid": " without rowid",
     "index_schema": "",
     "on_schema": "",
+    "greatest": "max",
+    "string_agg": "group_concat",
+    "utc_now": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
 }
 _CACHED_REPOSITORIES = 100_000
 
@@ -41,6 +44,10 @@ class SqliteDatabase:
     @property
     def description(self) -> str:
         return f"SQLite database {self.path}"
+
+    @property
+    def alternative(self) -> str:
+        return ""
 
     def connect(self) -> SqliteSession:
         if sqlite3.sqlite_version_info < OLDEST:
@@ -59,6 +66,37 @@ class SqliteDatabase:
                 connection.close()
                 raise
         return session
+
+    def read(self) -> SqliteReading:
+        if not self.path.is_file():
+            raise Unavailable(f"There is no {self.description}: give the file that the daemon was started with.")
+        with _translated(self.description):
+            connection = self._open_to_read()
+            try:
+                connection.execute("begin")
+                (version,) = connection.execute("pragma user_version").fetchone()
+                check_readable(version, self.description)
+            except BaseException:
+                connection.close()
+                raise
+        return SqliteReading(connection, self.description)
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        # The path as a URL, its percent signs and question marks escaped (https://sqlite.org/uri.html).
+        url = self.path.absolute().as_uri()
+        connection = sqlite3.connect(f"{url}?mode=ro", uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+        try:
+            connection.execute("select count(*) from sqlite_master").fetchone()
+        except sqlite3.OperationalError:
+            # A log of write-ahead mode needs files beside the database, which this user may not make. Where nobody
+            # writes, there is none, and the file is all there is.
+            connection.close()
+            if self.path.with_name(self.path.name + "-wal").exists():
+                raise
+            connection = sqlite3.connect(f"{url}?immutable=1", uri=True, isolation_level=None)
+        connection.execute("pragma temp_store = memory")
+        connection.execute("pragma cache_size = -32000")
+        return connection
 
 
 @contextlib.contextmanager
@@ -115,6 +153,9 @@ class SqliteSession:
 
     def record(self, batch: Batch, now: str) -> None:
         with self._transaction():
+            if self._connection.execute("pragma user_version").fetchone() != (SCHEMA_VERSION,):
+                # Connecting again says the rest.
+                raise Unavailable(f"The {self._description} was upgraded by another regstat.")
             rows = staged_rows(batch, self._ids(batch.repositories()))
             filled = set()
             for name, staged in rows.items():
@@ -151,11 +192,18 @@ class SqliteSession:
                     (now, *busy, limit),
                 )
             ]
-            self._connection.executemany(
-                "update pending_manifests set next_attempt = ? where digest = ? and repository_id = ?",
-                [(until, pending.digest, pending.repository_id) for pending in found],
-            )
+            self._claim_until(found, until)
         return found
+
+    def extend_claims(self, claimed: Collection[PendingManifest], until: str) -> None:
+        with self._transaction():
+            self._claim_until(claimed, until)
+
+    def _claim_until(self, claimed: Collection[PendingManifest], until: str) -> None:
+        self._connection.executemany(
+            "update pending_manifests set next_attempt = ? where digest = ? and repository_id = ?",
+            [(until, pending.digest, pending.repository_id) for pending in claimed],
+        )
 
     def postpone(self, pending: PendingManifest, next_attempt: str, error: str) -> None:
         with self._transaction():
@@ -244,6 +292,32 @@ def _script() -> tuple[tuple[Statement, str], ...]:
             sql = f"insert into temp.{statement.keeps.name} {sql}"
         found.append((statement, sql))
     return tuple(found)
+
+
+class SqliteReading:
+    """A connection to the file that only reads."""
+
+    def __init__(self, connection: sqlite3.Connection, description: str) -> None:
+        self._connection = connection
+        self._description = description
+
+    def stream(self, sql: str, parameters: Sequence[str | int], sink: Callable[[Sequence[Any]], object]) -> None:
+        with _translated(self._description):
+            rows = self._connection.execute(fill(sql, _NAMES), tuple(parameters))
+        while True:
+            with _translated(self._description):
+                some = rows.fetchmany(1000)
+            if not some:
+                return
+            for row in some:
+                sink(row)
+
+    def matches(self, column: str, glob: str) -> tuple[str, str]:
+        return f"{column} glob ?", glob.replace("[", "[[]")
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
 
 
 def _greatest(one: Any, other: Any) -> Any:

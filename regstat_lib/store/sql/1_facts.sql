@@ -187,6 +187,16 @@ where true
 on conflict (digest, repository_id) do nothing;
 
 insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_blob, deleted)
+select d.digest, h.repository_id, max(d.pushed), max(d.pulled), min(d.pushed), max(d.pushed),
+    max(greatest(d.deleted, d.pushed))
+from {s}deleted_blobs d
+join {s}deleted_manifest_blob l on l.blob_digest = d.digest
+join {s}holdings h on h.digest = l.manifest_digest
+where true
+group by d.digest, h.repository_id
+on conflict (digest, repository_id) do nothing;
+
+insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_blob, deleted)
 select d.digest, 0, d.pushed, d.pulled, d.pushed, d.pushed, greatest(d.deleted, d.pushed)
 from {s}deleted_blobs d
 where true
@@ -201,3 +211,9 @@ update {s}deleted_manifest_blob set deleted = (
     where d.digest in ({s}deleted_manifest_blob.manifest_digest, {s}deleted_manifest_blob.blob_digest)
 )
 where deleted is null;
+
+-- Its links are what is known of its manifests; the registry is still asked for the rest.
+insert into {s}contents (manifest_digest, complete)
+select manifest_digest, 0 from {s}manifest_blob
+union
+select manifest_digest, 0 from {s}deleted_manifest_blob;

@@ -121,18 +121,32 @@ join {s}holdings h on h.repository_id = staged.repository_id
 where true
 on conflict (digest, repository_id) do update set deleted = greatest(holdings.deleted, excluded.deleted);
 
--- set referrers (digest text, repository_id integer)
--- manifests whose facts, or contents, are new, in each repository: what they reference shares in them
+-- set referrers (digest text, repository_id integer, first_seen timestamp)
+-- manifests whose facts, or contents, are new, in each repository: what they reference shares in them. A pushed child
+-- that an index shows to have been there earlier than was known passes that on to its own references.
 -- if staged_holdings, staged_contents
-select h.digest, h.repository_id
-from {staged_holdings}
-join {s}holdings h on h.digest = staged.digest and h.repository_id = staged.repository_id
-where staged.as_manifest is not null
-    and exists (select 1 from {s}contents c where c.manifest_digest = h.digest)
-union
-select h.digest, h.repository_id
-from {staged_contents}
-join {s}holdings h on h.digest = staged.manifest_digest;
+with recursive reached (digest, repository_id, first_seen) as (
+    select h.digest, h.repository_id, case when h.pushed is not null then h.first_seen end
+    from {staged_holdings}
+    join {s}holdings h on h.digest = staged.digest and h.repository_id = staged.repository_id
+    where staged.first_seen is not null
+        and exists (select 1 from {s}contents c where c.manifest_digest = h.digest)
+    union
+    select h.digest, h.repository_id, case when h.pushed is not null then h.first_seen end
+    from {staged_contents}
+    join {s}holdings h on h.digest = staged.manifest_digest
+    union
+    select h.digest, h.repository_id, reached.first_seen
+    from reached
+    join (
+        select manifest_digest, blob_digest, kind from {s}manifest_blob
+        union all
+        select manifest_digest, blob_digest, kind from {s}deleted_manifest_blob
+    ) l on l.manifest_digest = reached.digest and l.kind = 'manifest'
+    join {s}holdings h on h.digest = l.blob_digest and h.repository_id = reached.repository_id
+    where h.pushed is not null and h.first_seen > reached.first_seen
+)
+select digest, repository_id, first_seen from reached;
 
 -- set referenced (digest text, repository_id integer, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, size bigint, media_type text)
 -- a pushed manifest proves that what it references was there (not foreign layers, not its subject),
@@ -140,7 +154,7 @@ join {s}holdings h on h.digest = staged.manifest_digest;
 -- if referrers
 select l.blob_digest, h.repository_id,
     max(case when coalesce(l.kind, '') not in ('manifest', 'subject') then h.pulled end),
-    min(case when h.pushed is not null and coalesce(l.kind, '') not in ('foreign', 'subject') then h.first_seen end),
+    min(case when coalesce(l.kind, '') not in ('foreign', 'subject') then referrers.first_seen end),
     max(case when coalesce(l.kind, '') not in ('foreign', 'manifest', 'subject') then h.pushed end),
     max(case when l.kind = 'manifest' then h.pushed end),
     max(l.size),
@@ -398,7 +412,7 @@ join {s}sightings g on g.repository_id = staged.repository_id;
 select r.registry || '/' || r.repository || ':' || g.tag,
     case when g.sighted > coalesce(greatest(g.deleted, h.deleted), '0001-01-01') then 1 else 0 end,
     r.registry, r.repository, g.tag, g.manifest_digest, coalesce(g.pushed, g.first_seen), g.pulled,
-    greatest(g.deleted, h.deleted)
+    case when g.deleted >= g.sighted then g.deleted else h.deleted end
 from {doubtful}
 join {s}sightings g on g.repository_id = doubtful.repository_id and g.tag = doubtful.tag
 join {s}repositories r on r.id = g.repository_id

@@ -1,0 +1,288 @@
+"""Rows -> text: a table, JSON, JSON lines or CSV. Pure, but for the writing.
+
+A row is taken when it comes and kept no longer than its line; only a table looks at its first rows together, to
+choose its widths. What is null is `null`, an empty CSV field, and a dash in a table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii
+from typing import Any, Callable, Protocol
+
+from regstat_lib.reports.questions import Column
+
+FORMATS = ("table", "json", "jsonl", "csv")
+_BUFFER = 1 << 16
+_NUMBERS = frozenset(("bytes", "count"))
+# More rows would only be waited for: the first ones show what is usual.
+_MEASURED_ROWS = 200
+
+Write = Callable[[str], object]
+
+
+class Writer(Protocol):
+    """Takes rows in the order of the columns, and `end` once after the last."""
+
+    def row(self, values: Sequence[Any]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def writer(form: str, columns: Sequence[Column], write: Write, width: int | None, *, bold: bool = False) -> Writer:
+    """The writer of that format. `width` is the terminal's in columns, None when nothing need fit."""
+    if form == "table":
+        return _Table(columns, write, width, bold)
+    if form == "csv":
+        return _Csv(columns, write)
+    return _Json(columns, write, lines=form == "jsonl")
+
+
+def rfc3339(value: str) -> str:
+    """A time of the tables as RFC 3339, in UTC with microseconds."""
+    if len(value) < 26:
+        value = value + (".000000" if len(value) == 19 else "0" * (26 - len(value)))
+    return f"{value[:10]}T{value[11:]}Z"
+
+
+def human_bytes(size: int) -> str:
+    """A size in three digits or a little more, in powers of 1024."""
+    if size < 1024:
+        return f"{size} B"
+    amount = float(size)
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        amount /= 1024
+        if amount < 999.95 or unit == "PiB":
+            break
+    return f"{amount:.1f} {unit}"
+
+
+class _Lines:
+    """Collects what is written, so that a million rows are not a million writes."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._parts: list[str] = []
+        self._size = 0
+
+    def add(self, text: str) -> None:
+        self._parts.append(text)
+        self._size += len(text)
+        if self._size > _BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._parts:
+            self._write("".join(self._parts))
+            self._parts, self._size = [], 0
+
+
+class _Json:
+    def __init__(self, columns: Sequence[Column], write: Write, *, lines: bool) -> None:
+        self._out = _Lines(write)
+        self._encoders = tuple(_json_encoder(column.kind) for column in columns)
+        names = ", ".join(f'"{column.name}": %s' for column in columns)
+        self._template = "{" + names + "}"
+        self._lines = lines
+        self._separator = "[\n"
+
+    def row(self, values: Sequence[Any]) -> None:
+        line = self._template % tuple(
+            ["null" if value is None else encode(value) for encode, value in zip(self._encoders, values)]
+        )
+        if self._lines:
+            self._out.add(line + "\n")
+        else:
+            self._out.add(self._separator + line)
+            self._separator = ",\n"
+
+    def end(self) -> None:
+        if not self._lines:
+            self._out.add("[]\n" if self._separator == "[\n" else "\n]\n")
+        self._out.flush()
+
+
+def _json_encoder(kind: str) -> Callable[[Any], str]:
+    if kind in _NUMBERS:
+        return str
+    if kind == "time":
+        return lambda value: f'"{rfc3339(value)}"'
+    return encode_basestring_ascii
+
+
+class _Csv:
+    def __init__(self, columns: Sequence[Column], write: Write) -> None:
+        self._out = _Lines(write)
+        self._line = io.StringIO()
+        self._csv = csv.writer(self._line, lineterminator="\n")
+        self._times = [position for position, column in enumerate(columns) if column.kind == "time"]
+        self._put([column.name for column in columns])
+
+    def row(self, values: Sequence[Any]) -> None:
+        fields = list(values)
+        for position in self._times:
+            if fields[position] is not None:
+                fields[position] = rfc3339(fields[position])
+        self._put(fields)
+
+    def end(self) -> None:
+        self._out.flush()
+
+    def _put(self, fields: Sequence[Any]) -> None:
+        self._csv.writerow(fields)
+        self._out.add(self._line.getvalue())
+        self._line.seek(0)
+        self._line.truncate()
+
+
+# Control characters in a name or an agent must not reach the terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_GAP = "  "
+_ELLIPSIS = "…"
+_SHORT_DIGEST = len("sha256:") + 12
+_MINUTES, _DAY = len("2024-01-31 12:34"), len("2024-01-31")
+_NARROWEST_TEXT = 8
+
+
+class _Table:
+    def __init__(self, columns: Sequence[Column], write: Write, width: int | None, bold: bool) -> None:
+        self._columns = tuple(columns)
+        self._shown = tuple(range(len(columns)))
+        self._out = _Lines(write)
+        self._width = width
+        self._bold = bold
+        self._first: list[list[str]] | None = []
+        self._widths: list[int] = []
+        self._left_out: list[str] = []
+
+    def row(self, values: Sequence[Any]) -> None:
+        cells = [_cell(column.kind, value) for column, value in zip(self._columns, values)]
+        if self._first is None:
+            self._line(cells)
+            return
+        self._first.append(cells)
+        if len(self._first) == _MEASURED_ROWS:
+            self._begin()
+
+    def end(self) -> None:
+        if self._first is not None and not self._first:
+            self._out.add("(none)\n")
+        elif self._first is not None:
+            self._begin()
+        if self._left_out:
+            self._out.add(f"(not shown for want of room: {', '.join(self._left_out)}; --format csv has all)\n")
+        self._out.flush()
+
+    def _begin(self) -> None:
+        rows, self._first = self._first or [], None
+        natural = [
+            max(_wide(column.name), *(_wide(row[position]) for row in rows))
+            for position, column in enumerate(self._columns)
+        ]
+        self._shown, self._widths = fit(self._columns, natural, self._width)
+        self._left_out = [column.name for position, column in enumerate(self._columns) if position not in self._shown]
+        header = self._text([column.name for column in self._columns])
+        self._out.add((f"\x1b[1m{header}\x1b[0m" if self._bold else header) + "\n")
+        for row in rows:
+            self._line(row)
+
+    def _line(self, cells: Sequence[str]) -> None:
+        self._out.add(self._text(cells) + "\n")
+
+    def _text(self, cells: Sequence[str]) -> str:
+        parts = []
+        for position, width in zip(self._shown, self._widths):
+            kind = self._columns[position].kind
+            text = _cut(cells[position], width, kind)
+            padding = " " * (width - _wide(text))
+            parts.append(padding + text if kind in _NUMBERS else text + padding)
+        return _GAP.join(parts).rstrip()
+
+
+def fit(columns: Sequence[Column], natural: Sequence[int], width: int | None) -> tuple[tuple[int, ...], list[int]]:
+    """Which columns to show in that width, and how wide; nothing is cut while something less useful can give way.
+
+    In turn: digests to the 12 digits that Docker shows, times to minutes and then to days, texts to their share,
+    optional columns left out. What then still is too wide stays so.
+    """
+    shown = list(range(len(columns)))
+    while True:
+        widths = [natural[position] for position in shown]
+        kinds = [columns[position].kind for position in shown]
+        names = [len(columns[position].name) for position in shown]
+        if width is None:
+            return tuple(shown), widths
+        room = width - len(_GAP) * (len(shown) - 1)
+        for kind, narrow in (("digest", _SHORT_DIGEST), ("time", _MINUTES), ("time", _DAY)):
+            if sum(widths) > room:
+                widths = [min(w, max(narrow, n)) if k == kind else w for w, k, n in zip(widths, kinds, names)]
+        # The widest text gives first.
+        texts = [index for index, kind in enumerate(kinds) if kind == "text"]
+        while sum(widths) > room:
+            widest = max(texts, key=lambda index: widths[index], default=None)
+            if widest is None or widths[widest] <= _NARROWEST_TEXT:
+                break
+            widths[widest] -= 1
+        optional = [position for position in shown if columns[position].optional]
+        if sum(widths) <= room or not optional:
+            return tuple(shown), widths
+        shown.remove(optional[-1])
+
+
+def vertical(columns: Sequence[Column], values: Sequence[Any]) -> str:
+    """One row as lines of a name and a value."""
+    width = max(len(column.name) for column in columns)
+    cells = [_cell(column.kind, value) for column, value in zip(columns, values)]
+    right = max(
+        (len(cell) for column, cell in zip(columns, cells) if column.kind in _NUMBERS),
+        default=0,
+    )
+    return "".join(
+        f"{column.name.replace('_', ' '):<{width}}  {cell:>{right if column.kind in _NUMBERS else 0}}\n"
+        for column, cell in zip(columns, cells)
+    )
+
+
+def shown_time(value: str) -> str:
+    """A time as a table shows it, to the second."""
+    return value[:19]
+
+
+def _cell(kind: str, value: Any) -> str:
+    if value is None:
+        return "unknown" if kind == "bytes" else "-"
+    if kind == "bytes":
+        return human_bytes(int(value))
+    if kind == "time":
+        return shown_time(value)
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
+
+
+def _wide(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def _cut(text: str, width: int, kind: str) -> str:
+    if _wide(text) <= width:
+        return text
+    if kind == "time":
+        return text[: _MINUTES if width >= _MINUTES else _DAY]
+    if kind in _NUMBERS:
+        return text
+    if kind == "digest":
+        return text[:width]
+    cut = ""
+    for character in text:
+        if _wide(cut + character) > width - 1:
+            break
+        cut += character
+    return cut + _ELLIPSIS
