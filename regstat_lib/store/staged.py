@@ -58,6 +58,11 @@ def staged_rows(batch: Batch, ids: Mapping[Repository, int]) -> dict[str, list[R
             ((digest, ids[repository], *holding) for (repository, digest), holding in batch.holdings.items()),
             key=_key,
         )
+        deletions = [
+            (digest, number, deleted) for digest, number, *_, deleted, _, _ in rows["staged_holdings"] if deleted
+        ]
+        if deletions:
+            rows["staged_deletions"] = deletions
     if batch.sightings:
         rows["staged_tags"] = sorted(
             ((ids[repository], tag, *sighting) for (repository, tag), sighting in batch.sightings.items()),

@@ -150,10 +150,13 @@ select m.digest, m.repository_id, m.media_type, m.size, m.pushed, m.pulled, m.fi
 from {s}holdings m
 where m.as_manifest is not null;
 
--- Every tag, and every untagged manifest (tag is null). An image was last used when it, or an index that it is or was
+-- `images` is every tag, and every untagged manifest (tag is null); each is a view of its own as well. An image was last used when it, or an index that it is or was
 -- in, was last pulled there: by tag, by digest, or by a HEAD check; `pulled_here` leaves the indexes out. Its use is
 -- known since `watched_since`. `pushed` is when it was first seen where its push was not.
-create view {s}images as
+--
+-- "coalesce(... = ..., false)" is an equality that Postgres takes to be true of many rows: it cannot know that a tag and
+-- its manifest are in one repository, and plans for a handful of rows where a million come.
+create view {s}tagged_images as
 select t.name, t.registry, t.repository, coalesce(t.tag, '') as tag, t.manifest_digest as digest, m.media_type, t.pushed,
     nullif(
         {greatest}(
@@ -167,15 +170,23 @@ select t.name, t.registry, t.repository, coalesce(t.tag, '') as tag, t.manifest_
     nullif({greatest}(coalesce(t.pulled, '0001-01-01'), coalesce(m.pulled, '0001-01-01')), '0001-01-01') as pulled_here
 from {s}tags t
 join {s}repositories r on r.registry = t.registry and r.repository = t.repository
-join {s}manifest_facts m on m.digest = t.manifest_digest and m.repository_id = r.id
-union all
-select coalesce(u.registry || '/' || u.repository, '') || '@' || u.digest, u.registry, u.repository, null,
-    u.digest, u.media_type, coalesce(u.pushed, u.first_seen),
-    nullif({greatest}(coalesce(m.pulled, '0001-01-01'), coalesce(m.pulled_in_index, '0001-01-01')), '0001-01-01'),
-    m.image_size, m.platforms,
-    {greatest}((select since from {s}watching), coalesce(u.first_seen, '0001-01-01')), u.doubt, m.pulled
+join {s}manifest_facts m on m.digest = t.manifest_digest and coalesce(m.repository_id = r.id, false);
+
+create view {s}untagged_images as
+select coalesce(u.registry || '/' || u.repository, '') || '@' || u.digest as name, u.registry, u.repository,
+    cast(null as text) as tag, u.digest, u.media_type, coalesce(u.pushed, u.first_seen) as pushed,
+    nullif({greatest}(coalesce(m.pulled, '0001-01-01'), coalesce(m.pulled_in_index, '0001-01-01')), '0001-01-01')
+        as last_pulled,
+    m.image_size as size, m.platforms,
+    {greatest}((select since from {s}watching), coalesce(u.first_seen, '0001-01-01')) as watched_since,
+    u.doubt, m.pulled as pulled_here
 from {s}untagged_manifests u
 join {s}manifest_facts m on m.digest = u.digest and m.repository_id = u.repository_id;
+
+create view {s}images as
+select * from {s}tagged_images
+union all
+select * from {s}untagged_images;
 
 -- Blobs that no live manifest of any repository references, once for each repository that holds them.
 create view {s}orphaned_blobs as
@@ -264,12 +275,11 @@ group by h.repository_id;
 create view {s}shared as
 select h.registry, h.repository, h.digest, h.kind, h.size, h.repository_id
 from {s}held h
-where h.digest in (select d.digest from {s}holdings d group by d.digest having count(*) > 1)
-    and exists (
-        select 1 from {s}held o
-        where o.digest = h.digest and o.repository_id <> h.repository_id
-            and coalesce(o.registry, '') = coalesce(h.registry, '')
-    );
+where exists (
+    select 1 from {s}held o
+    where o.digest = h.digest and o.repository_id <> h.repository_id
+        and coalesce(o.registry, '') = coalesce(h.registry, '')
+);
 
 -- Each repository that holds anything. `bytes` has each digest once, `only_here` those that no other repository of the
 -- registry holds; both leave out the objects whose size is not known, which `unknown_sizes` counts. Pushes and pulls

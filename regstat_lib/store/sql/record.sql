@@ -16,6 +16,7 @@
 -- staged contents (manifest_digest text, complete integer)
 -- staged links (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
 -- staged holdings (digest text, repository_id integer, pushed timestamp, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, deleted timestamp, size bigint, media_type text)
+-- staged deletions (digest text, repository_id integer, deleted timestamp)
 -- staged tags (repository_id integer, tag text, sighted timestamp, manifest_digest text, pushed timestamp, pulled timestamp, first_seen timestamp, deleted timestamp)
 -- staged pending (digest text, repository_id integer, url text, host text)
 
@@ -104,10 +105,10 @@ on conflict (digest, repository_id) do update set
     media_type = greatest(holdings.media_type {c}, excluded.media_type {c});
 
 -- holdings: a deletion in any repository ends what the original knew without its repository
--- if staged_holdings
+-- if staged_deletions
 insert into {s}holdings (digest, repository_id, deleted)
 select h.digest, h.repository_id, staged.deleted
-from (select digest, max(deleted) as deleted from {staged_holdings} where deleted is not null group by digest) staged
+from (select digest, max(deleted) as deleted from {staged_deletions} group by digest) staged
 join {s}holdings h on h.digest = staged.digest and h.repository_id = 0
 where true
 on conflict (digest, repository_id) do update set deleted = greatest(holdings.deleted, excluded.deleted);
@@ -186,31 +187,33 @@ on conflict (digest, repository_id) do update set
     size = greatest(holdings.size, excluded.size),
     media_type = greatest(holdings.media_type {c}, excluded.media_type {c});
 
--- set touched (digest text, repository_id integer)
-select digest, repository_id from {staged_holdings}
-union
-select digest, repository_id from {referenced:f};
+-- set touched (digest text, repository_id integer, blob integer, manifest integer, deletion integer)
+-- what has new facts: whether it is live there as a blob and as a manifest, and was ever deleted there
+select h.digest, h.repository_id,
+    case when h.as_blob > coalesce(h.deleted, '0001-01-01') then 1 else 0 end,
+    case when h.as_manifest > coalesce(h.deleted, '0001-01-01') then 1 else 0 end,
+    case when h.deleted is null then 0 else 1 end
+from (
+    select digest, repository_id from {staged_holdings}
+    union
+    select digest, repository_id from {referenced:f}
+) u
+join {s}holdings h on h.digest = u.digest and h.repository_id = u.repository_id;
 
 -- set condemned (digest text)
 -- what a deletion may have ended, or changed among the dead
 -- if touched, staged_repositories
-select digest from {staged_holdings} where staged.deleted is not null
+select digest from {touched} where touched.deletion = 1
 union
-select h.digest from {staged_repositories} join {s}holdings h on h.repository_id = staged.repository_id
-union
-select h.digest
-from {touched}
-join {s}holdings h on h.digest = touched.digest and h.repository_id = touched.repository_id
-where h.deleted is not null;
+select h.digest from {staged_repositories} join {s}holdings h on h.repository_id = staged.repository_id;
 
 -- each kind
 -- set born_{kind} (digest text)
 -- if touched
-select distinct h.digest
+select distinct touched.digest
 from {touched}
-join {s}holdings h on h.digest = touched.digest and h.repository_id = touched.repository_id
-where h.as_{kind} > coalesce(h.deleted, '0001-01-01')
-    and not exists (select 1 from {s}{kind}s o where o.digest = h.digest);
+where touched.{kind} = 1
+    and not exists (select 1 from {s}{kind}s o where o.digest = touched.digest);
 
 -- each kind
 -- live already: newer facts
@@ -395,13 +398,12 @@ on conflict (repository_id, tag) do update set deleted = greatest(sightings.dele
 
 -- set doubtful (repository_id integer, tag text)
 -- tags that were sighted or deleted, or whose manifest was deleted
--- if staged_tags, staged_holdings, staged_repositories
+-- if staged_tags, staged_deletions, staged_repositories
 select repository_id, tag from {staged_tags}
 union
 select g.repository_id, g.tag
-from {staged_holdings}
+from {staged_deletions}
 join {s}sightings g on g.manifest_digest = staged.digest and g.repository_id = staged.repository_id
-where staged.deleted is not null
 union
 select g.repository_id, g.tag
 from {staged_repositories}
