@@ -2,6 +2,8 @@
 # (root on Debian), the real registry that the tests need.
 PYTHON ?= python3
 VENV ?= .venv
+# Most tests wait for processes and sockets rather than for a processor.
+PYTEST_FLAGS ?= -n 3
 BIN = $(VENV)/bin
 
 .PHONY: test lint venv registry

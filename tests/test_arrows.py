@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "webhook": {"batch", "changes", "envelope", "recorder", "store"},
     "server": {"", "webhook"},
     "reports": {"store"},
+    "systemd": set(),
 }
 WIRING = {"cli", "daemon", ""}
 PURE = {"envelope", "manifest", "changes", "batch", "retry"}

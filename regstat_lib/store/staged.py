@@ -58,9 +58,11 @@ def staged_rows(batch: Batch, ids: Mapping[Repository, int]) -> dict[str, list[R
             ((digest, ids[repository], *holding) for (repository, digest), holding in batch.holdings.items()),
             key=_key,
         )
-        deletions = [
-            (digest, number, deleted) for digest, number, *_, deleted, _, _ in rows["staged_holdings"] if deleted
-        ]
+        deletions = sorted(
+            (digest, ids[repository], holding.deleted)
+            for (repository, digest), holding in batch.holdings.items()
+            if holding.deleted is not None
+        )
         if deletions:
             rows["staged_deletions"] = deletions
     if batch.sightings:

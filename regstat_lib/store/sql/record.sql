@@ -129,9 +129,9 @@ on conflict (digest, repository_id) do update set deleted = greatest(holdings.de
 with recursive reached (digest, repository_id, first_seen) as (
     select h.digest, h.repository_id, case when h.pushed is not null then h.first_seen end
     from {staged_holdings}
-    join {s}holdings h on h.digest = staged.digest and h.repository_id = staged.repository_id
+    join {s}contents c on c.manifest_digest = staged.digest
+    join {s}holdings h on h.digest = c.manifest_digest and h.repository_id = staged.repository_id
     where staged.first_seen is not null
-        and exists (select 1 from {s}contents c where c.manifest_digest = h.digest)
     union
     select h.digest, h.repository_id, case when h.pushed is not null then h.first_seen end
     from {staged_contents}
