@@ -468,6 +468,9 @@ def _record_function() -> str:
         return f"unnest({arrays}) as {alias}({', '.join(column for column, _ in kept[name].columns)})"
 
     def has_rows(name: str) -> str:
+        name, _, column = name.partition(".")
+        if column:
+            return f"1 = any({_variable(kept[name], column)})"
         if name in staged:
             return f"batch ? '{name}'"
         return f"{_variable(kept[name], kept[name].columns[0][0])} is not null"

@@ -163,7 +163,7 @@ class SqliteSession:
                 self._connection.executemany(f"insert into temp.{name} values ({marks})", staged)
                 filled.add(name)
             for statement, sql in _script():
-                if statement.only_if and filled.isdisjoint(statement.only_if):
+                if statement.only_if and not any(self._has_rows(name, filled) for name in statement.only_if):
                     continue
                 parameters = {"now": now} if ":now" in sql else {}
                 changed = self._connection.execute(sql, parameters).rowcount
@@ -171,6 +171,12 @@ class SqliteSession:
                     filled.add(statement.keeps.name)
             for name in filled:
                 self._connection.execute(f"delete from temp.{name}")
+
+    def _has_rows(self, condition: str, filled: Collection[str]) -> bool:
+        name, _, column = condition.partition(".")
+        if name not in filled or not column:
+            return name in filled
+        return self._connection.execute(f"select 1 from temp.{name} where {column} = 1 limit 1").fetchone() is not None
 
     def known_untimed(self, ids: Collection[str]) -> set[str]:
         with _translated(self._description):

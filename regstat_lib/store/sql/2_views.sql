@@ -1,7 +1,7 @@
 -- Version 2: the answers. Each report is a select from one of these views, and so is a panel in Grafana.
 --
 -- Times are UTC; null is "not known" or "never". What a view says of a digest it says of one repository, as a
--- deletion does. A column `doubt` that is not null says why the row may be wrong: do not delete because of it.
+-- deletion does ("is not true" is how Postgres guesses best how many are live). A column `doubt` that is not null says why the row may be wrong: do not delete because of it.
 
 -- Since when regstat has been told what happens: of what was before, the absence of a fact proves nothing.
 create table {s}watching (since timestamp not null);
@@ -49,7 +49,7 @@ where not exists (select 1 from {s}contents c where c.manifest_digest = p.digest
 
 -- Manifests that stand alone: no tag in their repository, in no live index, attached to nothing live.
 create view {s}untagged_manifests as
-select h.registry, h.repository, h.digest, h.media_type, h.size, h.pushed, h.pulled, h.first_seen,
+select nullif(r.registry, '') as registry, nullif(r.repository, '') as repository, h.digest, h.media_type, h.size, h.pushed, h.pulled, h.first_seen,
     case
         when exists (select 1 from {s}pending_manifests p where p.digest = h.digest)
             or h.repository_id in (select u.repository_id from {s}unknown_contents u where u.live = 1)
@@ -58,13 +58,13 @@ select h.registry, h.repository, h.digest, h.media_type, h.size, h.pushed, h.pul
         when h.pushed is null then 'push not seen'
     end as doubt,
     h.repository_id
-from {s}held h
-where h.kind = 'manifest'
+from {s}holdings h
+join {s}repositories r on r.id = h.repository_id
+where h.as_manifest is not null and (h.deleted >= h.as_manifest) is not true
     and not exists (
         select 1 from {s}sightings g
-        join {s}repositories r on r.id = g.repository_id
-        join {s}tags t on t.name = r.registry || '/' || r.repository || ':' || g.tag
         where g.manifest_digest = h.digest and (g.repository_id = h.repository_id or h.repository_id = 0)
+            and g.sighted > coalesce(g.deleted, '0001-01-01') and g.sighted > coalesce(h.deleted, '0001-01-01')
     )
     and not exists (
         select 1 from {s}manifest_blob l
@@ -190,7 +190,7 @@ select * from {s}untagged_images;
 
 -- Blobs that no live manifest of any repository references, once for each repository that holds them.
 create view {s}orphaned_blobs as
-select h.registry, h.repository, h.digest, coalesce(h.size, b.size) as size,
+select nullif(r.registry, '') as registry, nullif(r.repository, '') as repository, h.digest, coalesce(h.size, b.size) as size,
     {greatest}(
         coalesce(h.pushed, h.first_seen),
         coalesce(
@@ -207,7 +207,8 @@ select h.registry, h.repository, h.digest, coalesce(h.size, b.size) as size,
     end as doubt,
     h.pushed, h.pulled, h.repository_id
 from {s}blobs b
-join {s}held h on h.digest = b.digest and h.kind = 'blob'
+join {s}holdings h on h.digest = b.digest and h.as_blob is not null and (h.deleted >= h.as_blob) is not true
+join {s}repositories r on r.id = h.repository_id
 where not exists (select 1 from {s}manifest_blob l where l.blob_digest = b.digest)
     and not exists (select 1 from {s}manifests m where m.digest = b.digest);
 
@@ -299,21 +300,7 @@ left join (
 create view {s}deletions as
 select x.deleted, x.kind, nullif(x.registry, '') as registry, nullif(x.repository, '') as repository, x.tag, x.digest,
     x.size, x.pushed, x.pulled, x.restored,
-    (
-        select min(e.actor) from {s}events e
-        where e.timestamp = x.deleted and e.action = 'delete' and e.registry = x.registry and e.repository = x.repository
-            and (e.tag = x.tag or (e.tag is null and (e.digest = x.digest or e.digest is null)))
-    ) as actor,
-    (
-        select min(e.address) from {s}events e
-        where e.timestamp = x.deleted and e.action = 'delete' and e.registry = x.registry and e.repository = x.repository
-            and (e.tag = x.tag or (e.tag is null and (e.digest = x.digest or e.digest is null)))
-    ) as address,
-    (
-        select min(e.user_agent) from {s}events e
-        where e.timestamp = x.deleted and e.action = 'delete' and e.registry = x.registry and e.repository = x.repository
-            and (e.tag = x.tag or (e.tag is null and (e.digest = x.digest or e.digest is null)))
-    ) as agent
+    e.actor, e.address, e.user_agent as agent
 from (
     select h.deleted,
         case when h.as_manifest is not null then 'manifest' when h.as_blob is not null then 'blob' else 'unknown' end as kind,
@@ -333,7 +320,10 @@ from (
     select r.deleted, 'repository', r.registry, r.repository, null, null, null, null, null, null
     from {s}repositories r
     where r.deleted is not null
-) x;
+) x
+left join {s}events e
+    on e.timestamp = x.deleted and e.action = 'delete' and e.registry = x.registry and e.repository = x.repository
+    and (e.tag = x.tag or (e.tag is null and (e.digest = x.digest or e.digest is null)));
 
 -- The event log, an event a row, with what each counts as: pushes, pulls and checks (HEAD) are of images. A HEAD of a
 -- blob is a push that asks whether the blob is there, and counts as nothing.

@@ -7,7 +7,8 @@
 -- "set NAME" keeps the result of a select under that name for the statements after it.
 -- "each kind" runs a statement twice, {kind} being blob and then manifest.
 --
--- "if NAME, NAME" runs a statement only when one of the named has rows; {now} is the time of the batch.
+-- "if NAME, NAME" runs a statement only when one of the named has rows; NAME.COLUMN has when one has a 1 there.
+-- {now} is the time of the batch.
 -- A holding is live while its newest proof is newer than its newest deletion.
 
 -- staged events (timestamp timestamp, id text, action text, registry text, repository text, digest text, tag text, media_type text, size bigint, from_repository text, method text, actor text, address text, user_agent text, source text, untimed integer)
@@ -122,16 +123,22 @@ join {s}holdings h on h.repository_id = staged.repository_id
 where true
 on conflict (digest, repository_id) do update set deleted = greatest(holdings.deleted, excluded.deleted);
 
+-- set described (digest text, repository_id integer)
+-- what has new facts and is a manifest with known contents
+-- if staged_holdings
+select c.manifest_digest, staged.repository_id
+from {staged_holdings}
+join {s}contents c on c.manifest_digest = staged.digest
+where staged.first_seen is not null;
+
 -- set referrers (digest text, repository_id integer, first_seen timestamp)
 -- manifests whose facts, or contents, are new, in each repository: what they reference shares in them. A pushed child
 -- that an index shows to have been there earlier than was known passes that on to its own references.
--- if staged_holdings, staged_contents
+-- if described, staged_contents
 with recursive reached (digest, repository_id, first_seen) as (
     select h.digest, h.repository_id, case when h.pushed is not null then h.first_seen end
-    from {staged_holdings}
-    join {s}contents c on c.manifest_digest = staged.digest
-    join {s}holdings h on h.digest = c.manifest_digest and h.repository_id = staged.repository_id
-    where staged.first_seen is not null
+    from {described}
+    join {s}holdings h on h.digest = described.digest and h.repository_id = described.repository_id
     union
     select h.digest, h.repository_id, case when h.pushed is not null then h.first_seen end
     from {staged_contents}
@@ -187,12 +194,14 @@ on conflict (digest, repository_id) do update set
     size = greatest(holdings.size, excluded.size),
     media_type = greatest(holdings.media_type {c}, excluded.media_type {c});
 
--- set touched (digest text, repository_id integer, blob integer, manifest integer, deletion integer)
+-- set touched (digest text, repository_id integer, blob integer, manifest integer, deletion integer, known_blob integer, known_manifest integer)
 -- what has new facts: whether it is live there as a blob and as a manifest, and was ever deleted there
 select h.digest, h.repository_id,
     case when h.as_blob > coalesce(h.deleted, '0001-01-01') then 1 else 0 end,
     case when h.as_manifest > coalesce(h.deleted, '0001-01-01') then 1 else 0 end,
-    case when h.deleted is null then 0 else 1 end
+    case when h.deleted is null then 0 else 1 end,
+    case when exists (select 1 from {s}blobs o where o.digest = h.digest) then 1 else 0 end,
+    case when exists (select 1 from {s}manifests o where o.digest = h.digest) then 1 else 0 end
 from (
     select digest, repository_id from {staged_holdings}
     union
@@ -202,27 +211,27 @@ join {s}holdings h on h.digest = u.digest and h.repository_id = u.repository_id;
 
 -- set condemned (digest text)
 -- what a deletion may have ended, or changed among the dead
--- if touched, staged_repositories
+-- if touched.deletion, staged_repositories
 select digest from {touched} where touched.deletion = 1
 union
 select h.digest from {staged_repositories} join {s}holdings h on h.repository_id = staged.repository_id;
 
 -- each kind
 -- set born_{kind} (digest text)
--- if touched
+-- if touched.{kind}
 select distinct touched.digest
 from {touched}
-where touched.{kind} = 1
-    and not exists (select 1 from {s}{kind}s o where o.digest = touched.digest);
+where touched.{kind} = 1 and touched.known_{kind} = 0;
 
 -- each kind
 -- live already: newer facts
--- if touched
+-- if touched.known_{kind}
 insert into {s}{kind}s (digest, pushed, pulled, size, media_type, first_seen, last_push)
 select o.digest, o.pushed, max(h.pulled), max(h.size), max(h.media_type {c}), min(h.first_seen), max(h.pushed)
 from {touched}
 join {s}holdings h on h.digest = touched.digest and h.repository_id = touched.repository_id
 join {s}{kind}s o on o.digest = h.digest
+where touched.known_{kind} = 1
 group by o.digest, o.pushed
 on conflict (digest) do update set
     pushed = coalesce(greatest({kind}s.last_push, excluded.last_push), least({kind}s.first_seen, excluded.first_seen)),
@@ -236,11 +245,11 @@ on conflict (digest) do update set
 -- live now
 -- if born_{kind}
 insert into {s}{kind}s (digest, pushed, pulled, size, media_type, first_seen, last_push)
-select h.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.size), max(h.media_type {c}),
+select born.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.size), max(h.media_type {c}),
     min(h.first_seen), max(h.pushed)
 from {born_{kind}:born}
 join {s}holdings h on h.digest = born.digest
-group by h.digest;
+group by born.digest;
 
 -- each kind
 -- set died_{kind} (digest text)
@@ -261,11 +270,11 @@ delete from {s}{kind}s where digest in (select digest from {died_{kind}:died});
 -- the trail of deletions: what was known and is live nowhere
 -- if condemned
 insert into {s}deleted_{kind}s (digest, pushed, pulled, deleted, size, media_type)
-select h.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.deleted), max(h.size), max(h.media_type {c})
+select condemned.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.deleted), max(h.size), max(h.media_type {c})
 from {condemned}
 join {s}holdings h on h.digest = condemned.digest
 where not exists (select 1 from {s}{kind}s o where o.digest = condemned.digest)
-group by h.digest
+group by condemned.digest
 having max(h.as_{kind}) is not null and max(h.deleted) is not null
 on conflict (digest) do update set
     pushed = excluded.pushed,
@@ -274,9 +283,17 @@ on conflict (digest) do update set
     size = excluded.size,
     media_type = excluded.media_type;
 
+-- set awaited (digest text)
+-- new blobs that a known manifest references
+-- if born_blob
+select born.digest
+from {born_blob:born}
+where exists (select 1 from {s}deleted_manifest_blob d where d.blob_digest = born.digest)
+    or exists (select 1 from {s}foreign_layers f where f.blob_digest = born.digest);
+
 -- set rising (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
 -- links whose two ends are live now
--- if staged_contents, born_blob, born_manifest
+-- if staged_contents, awaited, born_manifest
 select l.manifest_digest, l.blob_digest, l.kind, l.media_type, l.size
 from (
     select d.manifest_digest, d.blob_digest, d.kind, d.media_type, d.size
@@ -291,7 +308,7 @@ from (
     from {born_manifest:born} join {s}deleted_manifest_blob d on d.blob_digest = born.digest
     union
     select d.manifest_digest, d.blob_digest, d.kind, d.media_type, d.size
-    from {born_blob:born} join {s}deleted_manifest_blob d on d.blob_digest = born.digest
+    from {awaited:born} join {s}deleted_manifest_blob d on d.blob_digest = born.digest
     union
     select f.manifest_digest, f.blob_digest, 'foreign', f.media_type, f.size
     from {staged_contents} join {s}foreign_layers f on f.manifest_digest = staged.manifest_digest
@@ -300,7 +317,7 @@ from (
     from {born_manifest:born} join {s}foreign_layers f on f.manifest_digest = born.digest
     union
     select f.manifest_digest, f.blob_digest, 'foreign', f.media_type, f.size
-    from {born_blob:born} join {s}foreign_layers f on f.blob_digest = born.digest
+    from {awaited:born} join {s}foreign_layers f on f.blob_digest = born.digest
 ) l
 where exists (select 1 from {s}manifests m where m.digest = l.manifest_digest)
     and (
