@@ -108,6 +108,7 @@ def newest_holding(one: Holding, other: Holding) -> Holding:
         _newest(one.deleted, other.deleted),
         one.size if other.size is None else other.size if one.size is None else max(one.size, other.size),
         _newest(one.media_type, other.media_type),
+        _oldest(one.first_pushed, other.first_pushed),
     )
 
 

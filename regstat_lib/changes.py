@@ -41,6 +41,7 @@ class Holding(NamedTuple):
     deleted: str | None
     size: int | None
     media_type: str | None
+    first_pushed: str | None = None
 
 
 class Sighting(NamedTuple):
@@ -104,6 +105,7 @@ def changes_of(event: Event, repository: Repository, at: str) -> Changes:
                 deleted=None,
                 size=event.size,
                 media_type=None,
+                first_pushed=at if event.action == "push" else None,
             ),
         )
     pushed = at if event.action == "push" else None
@@ -114,7 +116,7 @@ def changes_of(event: Event, repository: Repository, at: str) -> Changes:
     return Changes(
         repository,
         event.digest,
-        Holding(pushed, pulled, at, None, at, None, event.size, event.media_type or None),
+        Holding(pushed, pulled, at, None, at, None, event.size, event.media_type or None, pushed),
         event.tag,
         Sighting(at, event.digest, pushed, pulled, at, None) if event.tag else None,
         None,

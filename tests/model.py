@@ -119,10 +119,9 @@ def tables(everything: Iterable[Happening | Lesson], contents: Mapping[str, Link
         )
 
     def first_seen(repository: Repository, digest: str) -> list[int]:
-        """When a repository first showed the digest, by its own events or those of a pushed manifest that names it."""
+        """When a repository first showed the digest, by its own events or the pushes of a manifest that names it."""
         times = [one.at for one in seen if one.repository == repository and one.digest == digest]
-        for manifest in {one.digest for _, one in pushers(repository, digest)}:
-            times += first_seen(repository, manifest)
+        times += [one.at for _, one in pushers(repository, digest)]
         return sorted(times)[:1]
 
     def pushed(digest: str) -> int:

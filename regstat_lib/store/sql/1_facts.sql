@@ -30,8 +30,8 @@ create table {s}repositories (
     unique (registry, repository)
 );
 
--- What one repository holds, or held: each column is the newest time of its kind,
--- so that events may come in any order and any number of times. as_blob and
+-- What one repository holds, or held: each column is the newest time of its kind
+-- (first_seen and first_pushed: the oldest), so that events may come in any order and any number of times. as_blob and
 -- as_manifest are the newest proofs that the repository held the digest as one.
 create table {s}holdings (
     digest text not null,
@@ -44,6 +44,7 @@ create table {s}holdings (
     deleted timestamp,
     size bigint,
     media_type text,
+    first_pushed timestamp,
     primary key (digest, repository_id)
 ){without_rowid};
 
@@ -154,15 +155,15 @@ join {s}repositories r on r.registry = t.registry and r.repository = t.repositor
 where t.name = t.registry || '/' || t.repository || ':' || coalesce(t.tag, '')
 on conflict (repository_id, tag) do nothing;
 
-insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_manifest)
-select m.digest, r.id, max(m.pushed), max(m.pulled), min(m.pushed), max(greatest(m.pushed, t.pushed))
+insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_manifest, first_pushed)
+select m.digest, r.id, max(m.pushed), max(m.pulled), min(m.pushed), max(greatest(m.pushed, t.pushed)), min(m.pushed)
 from {s}manifests m
 join {s}tags t on t.manifest_digest = m.digest
 join {s}repositories r on r.registry = t.registry and r.repository = t.repository
 group by m.digest, r.id;
 
-insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_manifest)
-select m.digest, 0, m.pushed, m.pulled, m.pushed, m.pushed
+insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_manifest, first_pushed)
+select m.digest, 0, m.pushed, m.pulled, m.pushed, m.pushed, m.pushed
 from {s}manifests m
 where not exists (select 1 from {s}holdings h where h.digest = m.digest);
 

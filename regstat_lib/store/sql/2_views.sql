@@ -1,13 +1,18 @@
 -- Version 2: the answers. Each report is a select from one of these views, and so is a panel in Grafana.
 --
 -- Times are UTC; null is "not known" or "never". What a view says of a digest it says of one repository, as a
--- deletion does ("is not true" is how Postgres guesses best how many are live). A column `doubt` that is not null says why the row may be wrong: do not delete because of it.
+-- deletion does. A column `doubt` that is not null says why the row may be wrong: do not delete because of it.
+--
+-- Two things are worded for Postgres' planner, which knows nothing of how columns hang together: "is not true" is how
+-- it guesses best how many digests are live, and "coalesce(... = ..., false)" is an equality that it takes to be true
+-- of many rows (a tag and its manifest are in one repository).
 
 -- Since when regstat has been told what happens: of what was before, the absence of a fact proves nothing.
 create table {s}watching (since timestamp not null);
 insert into {s}watching (since) select coalesce((select min(received) from {s}events), {utc_now});
 
--- The original knew of some manifests that they are there and not what they reference; a new event of one has it asked for.
+-- The original knew of some manifests that they are there and not what they reference; a new event of one has it asked
+-- for.
 insert into {s}pending_manifests (digest, repository_id, url, host, next_attempt, last_error, given_up)
 select h.digest, h.repository_id, '', '', {utc_now}, 'the original regstat left it without what it references', {utc_now}
 from {s}holdings h
@@ -49,7 +54,8 @@ where not exists (select 1 from {s}contents c where c.manifest_digest = p.digest
 
 -- Manifests that stand alone: no tag in their repository, in no live index, attached to nothing live.
 create view {s}untagged_manifests as
-select nullif(r.registry, '') as registry, nullif(r.repository, '') as repository, h.digest, h.media_type, h.size, h.pushed, h.pulled, h.first_seen,
+select nullif(r.registry, '') as registry, nullif(r.repository, '') as repository, h.digest, h.media_type, h.size,
+    h.pushed, h.pulled, h.first_seen,
     case
         when exists (select 1 from {s}pending_manifests p where p.digest = h.digest)
             or h.repository_id in (select u.repository_id from {s}unknown_contents u where u.live = 1)
@@ -150,12 +156,10 @@ select m.digest, m.repository_id, m.media_type, m.size, m.pushed, m.pulled, m.fi
 from {s}holdings m
 where m.as_manifest is not null;
 
--- `images` is every tag, and every untagged manifest (tag is null); each is a view of its own as well. An image was last used when it, or an index that it is or was
--- in, was last pulled there: by tag, by digest, or by a HEAD check; `pulled_here` leaves the indexes out. Its use is
--- known since `watched_since`. `pushed` is when it was first seen where its push was not.
---
--- "coalesce(... = ..., false)" is an equality that Postgres takes to be true of many rows: it cannot know that a tag and
--- its manifest are in one repository, and plans for a handful of rows where a million come.
+-- `images` is every tag, and every untagged manifest (tag is null); each is a view of its own as well. An image was
+-- last used when it, or an index that it is or was in, was last pulled there: by tag, by digest, or by a HEAD check;
+-- `pulled_here` leaves the indexes out. Its use is known since `watched_since`. `pushed` is when it was first seen
+-- where its push was not.
 create view {s}tagged_images as
 select t.name, t.registry, t.repository, coalesce(t.tag, '') as tag, t.manifest_digest as digest, m.media_type, t.pushed,
     nullif(
@@ -181,7 +185,7 @@ select coalesce(u.registry || '/' || u.repository, '') || '@' || u.digest as nam
     {greatest}((select since from {s}watching), coalesce(u.first_seen, '0001-01-01')) as watched_since,
     u.doubt, m.pulled as pulled_here
 from {s}untagged_manifests u
-join {s}manifest_facts m on m.digest = u.digest and m.repository_id = u.repository_id;
+join {s}manifest_facts m on m.digest = u.digest and coalesce(m.repository_id = u.repository_id, false);
 
 create view {s}images as
 select * from {s}tagged_images

@@ -16,7 +16,7 @@
 -- staged repositories (repository_id integer, deleted timestamp)
 -- staged contents (manifest_digest text, complete integer)
 -- staged links (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
--- staged holdings (digest text, repository_id integer, pushed timestamp, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, deleted timestamp, size bigint, media_type text)
+-- staged holdings (digest text, repository_id integer, pushed timestamp, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, deleted timestamp, size bigint, media_type text, first_pushed timestamp)
 -- staged deletions (digest text, repository_id integer, deleted timestamp)
 -- staged tags (repository_id integer, tag text, sighted timestamp, manifest_digest text, pushed timestamp, pulled timestamp, first_seen timestamp, deleted timestamp)
 -- staged pending (digest text, repository_id integer, url text, host text)
@@ -89,9 +89,11 @@ on conflict do nothing;
 
 -- holdings: what the events say
 -- if staged_holdings
-insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type)
+insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type,
+    first_pushed)
 select staged.digest, staged.repository_id, staged.pushed, staged.pulled, staged.first_seen,
-    staged.as_blob, staged.as_manifest, greatest(staged.deleted, r.deleted), staged.size, staged.media_type
+    staged.as_blob, staged.as_manifest, greatest(staged.deleted, r.deleted), staged.size, staged.media_type,
+    staged.first_pushed
 from {staged_holdings}
 join {s}repositories r on r.id = staged.repository_id
 where true
@@ -103,7 +105,8 @@ on conflict (digest, repository_id) do update set
     as_manifest = greatest(holdings.as_manifest, excluded.as_manifest),
     deleted = greatest(holdings.deleted, excluded.deleted),
     size = greatest(holdings.size, excluded.size),
-    media_type = greatest(holdings.media_type {c}, excluded.media_type {c});
+    media_type = greatest(holdings.media_type {c}, excluded.media_type {c}),
+    first_pushed = least(holdings.first_pushed, excluded.first_pushed);
 
 -- holdings: a deletion in any repository ends what the original knew without its repository
 -- if staged_deletions
@@ -131,52 +134,39 @@ from {staged_holdings}
 join {s}contents c on c.manifest_digest = staged.digest
 where staged.first_seen is not null;
 
--- set referrers (digest text, repository_id integer, first_seen timestamp)
--- manifests whose facts, or contents, are new, in each repository: what they reference shares in them. A pushed child
--- that an index shows to have been there earlier than was known passes that on to its own references.
+-- set referrers (digest text, repository_id integer, pushed timestamp, pulled timestamp, first_pushed timestamp)
+-- manifests whose facts, or contents, are new, in each repository: what they reference shares in them
 -- if described, staged_contents
-with recursive reached (digest, repository_id, first_seen) as (
-    select h.digest, h.repository_id, case when h.pushed is not null then h.first_seen end
-    from {described}
-    join {s}holdings h on h.digest = described.digest and h.repository_id = described.repository_id
-    union
-    select h.digest, h.repository_id, case when h.pushed is not null then h.first_seen end
-    from {staged_contents}
-    join {s}holdings h on h.digest = staged.manifest_digest
-    union
-    select h.digest, h.repository_id, reached.first_seen
-    from reached
-    join (
-        select manifest_digest, blob_digest, kind from {s}manifest_blob
-        union all
-        select manifest_digest, blob_digest, kind from {s}deleted_manifest_blob
-    ) l on l.manifest_digest = reached.digest and l.kind = 'manifest'
-    join {s}holdings h on h.digest = l.blob_digest and h.repository_id = reached.repository_id
-    where h.pushed is not null and h.first_seen > reached.first_seen
-)
-select digest, repository_id, first_seen from reached;
+select h.digest, h.repository_id, h.pushed, h.pulled, h.first_pushed
+from {described}
+join {s}holdings h on h.digest = described.digest and h.repository_id = described.repository_id
+union
+select h.digest, h.repository_id, h.pushed, h.pulled, h.first_pushed
+from {staged_contents}
+join {s}holdings h on h.digest = staged.manifest_digest;
 
 -- set referenced (digest text, repository_id integer, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, size bigint, media_type text)
 -- a pushed manifest proves that what it references was there (not foreign layers, not its subject),
 -- a pull of a manifest is a pull of its blobs
 -- if referrers
-select l.blob_digest, h.repository_id,
-    max(case when coalesce(l.kind, '') not in ('manifest', 'subject') then h.pulled end),
-    min(case when coalesce(l.kind, '') not in ('foreign', 'subject') then referrers.first_seen end),
-    max(case when coalesce(l.kind, '') not in ('foreign', 'manifest', 'subject') then h.pushed end),
-    max(case when l.kind = 'manifest' then h.pushed end),
+select l.blob_digest, l.repository_id,
+    max(case when coalesce(l.kind, '') not in ('manifest', 'subject') then l.pulled end),
+    min(case when coalesce(l.kind, '') not in ('foreign', 'subject') then l.first_pushed end),
+    max(case when coalesce(l.kind, '') not in ('foreign', 'manifest', 'subject') then l.pushed end),
+    max(case when l.kind = 'manifest' then l.pushed end),
     max(l.size),
     max(l.media_type {c})
-from {referrers}
-join {s}holdings h on h.digest = referrers.digest and h.repository_id = referrers.repository_id
-join (
-    select manifest_digest, blob_digest, kind, size, media_type from {s}manifest_blob
+from (
+    select m.blob_digest, m.kind, m.size, m.media_type, repository_id, pushed, pulled, first_pushed
+    from {referrers} join {s}manifest_blob m on m.manifest_digest = referrers.digest
     union all
-    select manifest_digest, blob_digest, kind, size, media_type from {s}deleted_manifest_blob
+    select m.blob_digest, m.kind, m.size, m.media_type, repository_id, pushed, pulled, first_pushed
+    from {referrers} join {s}deleted_manifest_blob m on m.manifest_digest = referrers.digest
     union all
-    select manifest_digest, blob_digest, 'foreign', size, media_type from {s}foreign_layers
-) l on l.manifest_digest = h.digest
-group by l.blob_digest, h.repository_id;
+    select f.blob_digest, 'foreign', f.size, f.media_type, repository_id, pushed, pulled, first_pushed
+    from {referrers} join {s}foreign_layers f on f.manifest_digest = referrers.digest
+) l
+group by l.blob_digest, l.repository_id;
 
 -- holdings: what the references say
 -- if referenced
@@ -209,12 +199,17 @@ from (
 ) u
 join {s}holdings h on h.digest = u.digest and h.repository_id = u.repository_id;
 
+-- set emptied (digest text)
+-- what a deleted repository held; no index is kept for that
+-- if staged_repositories
+select h.digest from {staged_repositories} join {s}holdings h on h.repository_id = staged.repository_id;
+
 -- set condemned (digest text)
 -- what a deletion may have ended, or changed among the dead
--- if touched.deletion, staged_repositories
+-- if touched.deletion, emptied
 select digest from {touched} where touched.deletion = 1
 union
-select h.digest from {staged_repositories} join {s}holdings h on h.repository_id = staged.repository_id;
+select digest from {emptied};
 
 -- each kind
 -- set born_{kind} (digest text)
@@ -359,28 +354,40 @@ on conflict do nothing;
 delete from {s}manifest_blob
 where (manifest_digest, blob_digest) in (select manifest_digest, blob_digest from {falling});
 
--- since when a link is gone: the newest deletion of an end that is not live
+-- set loose (manifest_digest text, blob_digest text)
+-- links without a live end that a deletion, or their contents, are news of
 -- if condemned, staged_links
+select c.manifest_digest, c.blob_digest
+from {condemned} join {s}deleted_manifest_blob c on c.manifest_digest = condemned.digest
+union
+select c.manifest_digest, c.blob_digest
+from {condemned} join {s}deleted_manifest_blob c on c.blob_digest = condemned.digest
+union
+select c.manifest_digest, c.blob_digest
+from {staged_links}
+join {s}deleted_manifest_blob c on c.manifest_digest = staged.manifest_digest and c.blob_digest = staged.blob_digest;
+
+-- since when a link is gone: the newest deletion of an end that is not live
+-- if loose
 insert into {s}deleted_manifest_blob (manifest_digest, blob_digest, deleted)
-select l.manifest_digest, l.blob_digest, max(d.deleted)
+select l.manifest_digest, l.blob_digest, max(l.deleted)
 from (
-    select c.manifest_digest, c.blob_digest
-    from {condemned} join {s}deleted_manifest_blob c on c.manifest_digest = condemned.digest
-    union
-    select c.manifest_digest, c.blob_digest
-    from {condemned} join {s}deleted_manifest_blob c on c.blob_digest = condemned.digest
-    union
-    select c.manifest_digest, c.blob_digest
-    from {staged_links}
-    join {s}deleted_manifest_blob c on c.manifest_digest = staged.manifest_digest and c.blob_digest = staged.blob_digest
-) l
-join (
-    select digest, deleted, 1 as manifest from {s}deleted_manifests
+    select c.manifest_digest, c.blob_digest, d.deleted
+    from {loose:c} join {s}deleted_manifests d on d.digest = c.manifest_digest
+    where not exists (select 1 from {s}manifests o where o.digest = d.digest)
+        and not exists (select 1 from {s}blobs o where o.digest = d.digest)
     union all
-    select digest, deleted, 0 as manifest from {s}deleted_blobs
-) d on d.digest = l.blob_digest or (d.digest = l.manifest_digest and d.manifest = 1)
-where not exists (select 1 from {s}manifests m where m.digest = d.digest)
-    and not exists (select 1 from {s}blobs b where b.digest = d.digest)
+    select c.manifest_digest, c.blob_digest, d.deleted
+    from {loose:c} join {s}deleted_manifests d on d.digest = c.blob_digest
+    where not exists (select 1 from {s}manifests o where o.digest = d.digest)
+        and not exists (select 1 from {s}blobs o where o.digest = d.digest)
+    union all
+    select c.manifest_digest, c.blob_digest, d.deleted
+    from {loose:c} join {s}deleted_blobs d on d.digest = c.blob_digest
+    where not exists (select 1 from {s}manifests o where o.digest = d.digest)
+        and not exists (select 1 from {s}blobs o where o.digest = d.digest)
+) l
+where true
 group by l.manifest_digest, l.blob_digest
 on conflict (manifest_digest, blob_digest) do update set deleted = excluded.deleted;
 
