@@ -21,6 +21,10 @@ _DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[A-Za-z0-9=_-]+\Z")
 _TIMESTAMP = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))\Z", re.ASCII
 )
+# The same as nearly every registry writes it, microseconds and all, on a day that every month has.
+_USUAL_TIMESTAMP = re.compile(
+    r"([1-9]\d{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8]))T((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6})\d*Z\Z", re.ASCII
+)
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 # A row of a Postgres B-tree index holds 2,704 bytes at most; the longest key is registry/repository:tag.
 _MAX_DIGEST, _MAX_NAME, _MAX_TAG, _MAX_TEXT = 512, 600, 512, 4096
@@ -249,7 +253,12 @@ def parse_references(references: object) -> tuple[Reference, ...]:
 def _timestamp(value: object) -> str | None:
     if value is None or value == "":
         return None
-    match = _TIMESTAMP.match(value) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        raise _NotUnderstood("its timestamp is not a time as RFC 3339 writes it")
+    usual = _USUAL_TIMESTAMP.match(value)
+    if usual is not None:
+        return f"{usual.group(1)} {usual.group(2)}"
+    match = _TIMESTAMP.match(value)
     if match is None:
         raise _NotUnderstood("its timestamp is not a time as RFC 3339 writes it")
     year, month, day, hour, minute, second, fraction, utc, sign, offset_hours, offset_minutes = match.groups()
