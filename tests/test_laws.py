@@ -42,7 +42,7 @@ EVERY = (
     *LIVE,
     *(f"deleted_{name}" for name in LIVE),
     *(
-        "repositories",
+        "repository_names",
         "holdings",
         "sightings",
         "contents",
@@ -308,11 +308,11 @@ class Store:
     def rows(self, table: str, columns: str = "*") -> Rows:
         """A table's rows, with names for the numbers of repositories and texts for times."""
         names, rows = self._query(f"select {columns} from {self._schema}{table}")
-        if table in ("repositories", "set_aside"):
+        if table in ("repository_names", "set_aside"):
             return frozenset(tuple(map(_text, row[1:])) for row in rows)
         if "repository_id" in names:
             at = names.index("repository_id")
-            _, found = self._query(f"select id, registry, repository from {self._schema}repositories")
+            _, found = self._query(f"select id, registry, repository from {self._schema}repository_names")
             known = {row[0]: (row[1], row[2]) for row in found}
             rows = [(*row[:at], known[row[at]], *row[at + 1 :]) for row in rows]
         found_rows = [tuple(map(_text, row)) for row in rows]
@@ -324,7 +324,7 @@ class Store:
         return "regstat." if self.engine == "postgres" else ""
 
     def _empty(self) -> None:
-        statements = [f"delete from {self._schema}{table}" for table in EVERY if table != "repositories"]
+        statements = [f"delete from {self._schema}{table}" for table in EVERY if table != "repository_names"]
         statements.append(f"update {self._schema}repositories set deleted = null")
         connection: Any = self.sessions[0]._connection
         if self.engine == "postgres":
@@ -439,7 +439,7 @@ def test_both_engines_keep_the_same_rows(sqlite: Store, postgres_shared: Store, 
     postgres_shared.record(batches)
     for table in EVERY:
         mine, theirs = sqlite.rows(table), postgres_shared.rows(table)
-        if table == "repositories":  # emptying leaves those of other examples
+        if table == "repository_names":  # emptying leaves those of other examples
             mine, theirs = ({row for row in rows if row[-1] is not None} for rows in (mine, theirs))
         assert mine == theirs, table
 
@@ -451,7 +451,7 @@ def test_two_daemons_on_one_database_end_as_one(sqlite: Store, sqlite_shared: St
     sqlite_shared.record(batches)
     for table in EVERY:
         mine, theirs = sqlite.rows(table), sqlite_shared.rows(table)
-        if table == "repositories":
+        if table == "repository_names":
             mine, theirs = ({row for row in rows if row[-1] is not None} for rows in (mine, theirs))
         assert mine == theirs, table
 

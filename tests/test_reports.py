@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -209,7 +210,6 @@ def test_unpulled_for_longer_than_regstat_watches_is_unknown(registry: Registry)
 def test_an_image_first_seen_within_the_time_asked_for_is_unknown(registry: Registry) -> None:
     # Its index was pushed with it in it; of its own push, and of what was before, nothing is known.
     registry.tell(index(INDEX_1, IMAGE_1, **at(11)))
-    change(registry.flags, "update {s}tags set pushed = pushed")
     registry.tell(event("push", IMAGE_1, tag="v1", media_type=IMAGE, references=[], **at(2)))
     change(registry.flags, f"update {{s}}holdings set first_seen = '2026-11-01 10:00:00' where digest = '{IMAGE_1}'")
     assert registry.column("use", "images", "--unpulled-for", "6mo", "--sort", "use") == ["unknown"]
@@ -611,9 +611,8 @@ def test_a_schema_that_is_too_old_or_too_new_exits_3_and_says_so(database_flags:
     old = run_program("images", *database_flags)
     assert old.returncode == 3
     assert "start the daemon of this regstat on it once" in old.stderr
-    database_to_read(
-        *((database_flags[1], None) if "-sqlite" in database_flags else (None, database_flags[1]))
-    ).connect().close()
+    named = (database_flags[1], None) if "-sqlite" in database_flags else (None, database_flags[1])
+    database_to_read(*named).connect().close()
     newer = "pragma user_version = 99" if "-sqlite" in database_flags else "update {s}schema_version set version = 99"
     change(database_flags, newer)
     new = run_program("images", *database_flags)
@@ -631,17 +630,9 @@ def test_the_database_comes_from_the_environment_too(registry: Registry) -> None
 def test_a_reader_that_stops_early_is_no_error(registry: Registry) -> None:
     for number in range(300):
         registry.tell(*pushed(digest_of(f"image {number}"), CONFIG_1, tag=f"v{number}", **at(3)))
-    command_line = (
-        f"{sys.executable} {ROOT / 'regstat.py'} report images --format jsonl {registry.flags[0]} '{registry.flags[1]}'"
-    )
-    done = subprocess.run(
-        f"{command_line} | head -n 1; exit ${{PIPESTATUS[0]}}",
-        shell=True,
-        executable="/bin/bash",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    program = [sys.executable, str(ROOT / "regstat.py"), "report", "images", "--format", "jsonl", *registry.flags]
+    pipe = f"{shlex.join(program)} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, timeout=60)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
     assert "rror" not in done.stderr
 

@@ -145,7 +145,7 @@ _GAP = "  "
 _ELLIPSIS = "…"
 _SHORT_DIGEST = len("sha256:") + 12
 _MINUTES, _DAY = len("2024-01-31 12:34"), len("2024-01-31")
-_NARROWEST_TEXT = 8
+_SHORT_TEXT, _NARROWEST_TEXT = 24, 8
 
 
 class _Table:
@@ -203,23 +203,27 @@ class _Table:
         return _GAP.join(parts).rstrip()
 
 
-def fit(columns: Sequence[Column], natural: Sequence[int], width: int | None) -> tuple[tuple[int, ...], list[int]]:
+def fit(columns: Sequence[Column], natural: Sequence[int], terminal: int | None) -> tuple[tuple[int, ...], list[int]]:
     """Which columns to show in that width, and how wide; nothing is cut while something less useful can give way.
 
-    In turn: digests to the 12 digits that Docker shows, times to minutes and then to days, texts to their share,
-    optional columns left out. What then still is too wide stays so.
+    In turn: digests to the 12 digits that Docker shows, texts of optional columns to a little, times to minutes and
+    then to days, all texts to their share, optional columns left out. What then still is too wide stays so.
     """
     shown = list(range(len(columns)))
     while True:
         widths = [natural[position] for position in shown]
         kinds = [columns[position].kind for position in shown]
         names = [len(columns[position].name) for position in shown]
-        if width is None:
+        if terminal is None:
             return tuple(shown), widths
-        room = width - len(_GAP) * (len(shown) - 1)
-        for kind, narrow in (("digest", _SHORT_DIGEST), ("time", _MINUTES), ("time", _DAY)):
+        room = terminal - len(_GAP) * (len(shown) - 1)
+        optional = [position for position in shown if columns[position].optional]
+        for kind, narrow in (("digest", _SHORT_DIGEST), ("text", _SHORT_TEXT), ("time", _MINUTES), ("time", _DAY)):
             if sum(widths) > room:
-                widths = [min(w, max(narrow, n)) if k == kind else w for w, k, n in zip(widths, kinds, names)]
+                widths = [
+                    min(width, max(narrow, name)) if its == kind and (kind != "text" or position in optional) else width
+                    for width, its, name, position in zip(widths, kinds, names, shown)
+                ]
         # The widest text gives first.
         texts = [index for index, kind in enumerate(kinds) if kind == "text"]
         while sum(widths) > room:
@@ -227,7 +231,6 @@ def fit(columns: Sequence[Column], natural: Sequence[int], width: int | None) ->
             if widest is None or widths[widest] <= _NARROWEST_TEXT:
                 break
             widths[widest] -= 1
-        optional = [position for position in shown if columns[position].optional]
         if sum(widths) <= room or not optional:
             return tuple(shown), widths
         shown.remove(optional[-1])

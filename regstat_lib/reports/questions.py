@@ -93,7 +93,7 @@ _USE = Column("use")
 REPOSITORIES = Report(
     "repositories",
     "each repository's tags, manifests and bytes, the bytes that only it holds, last push and pull",
-    "{s}repository_usage",
+    "{s}repositories",
     (
         _REGISTRY,
         _REPOSITORY,
@@ -279,12 +279,15 @@ def query(question: Question, matches: Matches) -> Query:
     if question.report.name == "summary":
         return _summary(conditions, parameters)
     report = question.report
+    source = report.source
     columns = report.columns
     selected = {column.name: column.name for column in columns}
     values: list[Parameter] = []
     notes: list[Note] = []
     if report.name == "images":
-        conditions.append("tag is null" if question.untagged else "tag is not null")
+        source = "{s}untagged_images" if question.untagged else "{s}tagged_images"
+        if question.untagged:
+            question = question._replace(report=report._replace(order=UNTAGGED_MANIFESTS.order))
         notes.append(_watching())
         if question.untagged:
             columns = (*columns, _DOUBT)
@@ -304,11 +307,11 @@ def query(question: Question, matches: Matches) -> Query:
             columns = (*columns, _USE)
             selected["use"] = _use_since(values, question.unpulled_since)
             notes.append(_unknown_contents(question, matches))
-    if report.doubts and report is not IMAGES:
+    if report.doubts and report.name != "images":
         notes.append(_unknown_contents(question, matches))
     where = " where " + " and ".join(conditions) if conditions else ""
-    inside = "{where}" in report.source
-    source = report.source.replace("{where}", where)
+    inside = "{where}" in source
+    source = source.replace("{where}", where)
     sql = "select {} from {} q{}".format(
         ", ".join(f"{sql} as {name}" if sql != name else name for name, sql in selected.items()),
         source,
@@ -347,9 +350,11 @@ def _order(question: Question, columns: Sequence[Column]) -> str:
         return question.report.order
     kind = next(column.kind for column in columns if column.name == question.sort)
     descending = (kind not in ("text", "digest")) is not question.reverse
-    first = question.sort + (" {c}" if kind in ("text", "digest") else "") + (" desc" if descending else "")
-    nulls_last = "" if question.sort == _USE.name else f"{question.sort} is null, "
-    return f"{nulls_last}{first}, {question.report.order}"
+    direction = " desc" if descending else ""
+    if question.sort == _USE.name:  # no column of the view, and never null
+        return f"{question.sort}{direction}, {question.report.order}"
+    bytewise = " {c}" if kind in ("text", "digest") else ""
+    return f"{question.sort} is null, {question.sort}{bytewise}{direction}, {question.report.order}"
 
 
 def _watching() -> Note:
@@ -386,7 +391,7 @@ def _summary(conditions: list[str], parameters: list[Parameter]) -> Query:
                 coalesce(sum(manifests), 0) as manifests, coalesce(sum(blobs), 0) as blobs,
                 case when count(*) = 0 then 0 else sum(bytes) end as bytes,
                 coalesce(sum(unknown_sizes), 0) as unknown_sizes
-            from {{s}}repository_usage{where}
+            from {{s}}repositories{where}
         ) p
         cross join (
             select coalesce(sum(case when kind = 'manifest' then repeated else 0 end), 0) as manifests,

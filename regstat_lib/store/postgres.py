@@ -337,12 +337,12 @@ class PostgresSession:
             parameters = {"names": json.dumps([{"registry": r.registry, "repository": r.name} for r in unknown])}
             source = "jsonb_to_recordset(cast(:names as jsonb)) as x(registry text, repository text)"
             self._run(
-                "insert into regstat.repositories (registry, repository)"
+                "insert into regstat.repository_names (registry, repository)"
                 f" select x.registry, x.repository from {source} on conflict (registry, repository) do nothing",
                 **parameters,
             )
             for registry, name, number in self._run(
-                "select r.registry, r.repository, r.id from regstat.repositories r"
+                "select r.registry, r.repository, r.id from regstat.repository_names r"
                 f" join {source} on r.registry = x.registry and r.repository = x.repository",
                 **parameters,
             ):

@@ -271,12 +271,12 @@ class SqliteSession:
             number = self._repository_ids.get(repository)
             if number is None:
                 self._connection.execute(
-                    "insert into repositories (registry, repository) values (?, ?)"
+                    "insert into repository_names (registry, repository) values (?, ?)"
                     " on conflict (registry, repository) do nothing",
                     repository,
                 )
                 (number,) = self._connection.execute(
-                    "select id from repositories where registry = ? and repository = ?", repository
+                    "select id from repository_names where registry = ? and repository = ?", repository
                 ).fetchone()
                 self._remember(repository, number)
             found[repository] = number

@@ -22,7 +22,7 @@ alter table {s}deleted_manifest_blob {add_column} kind text;
 alter table {s}deleted_manifest_blob {add_column} media_type text;
 alter table {s}deleted_manifest_blob {add_column} size bigint;
 
-create table {s}repositories (
+create table {s}repository_names (
     id {serial},
     registry text not null,
     repository text not null,
@@ -132,9 +132,9 @@ create table {s}set_aside (
 
 -- What the original left.
 
-insert into {s}repositories (id, registry, repository) values (0, '', '');
+insert into {s}repository_names (id, registry, repository) values (0, '', '');
 
-insert into {s}repositories (registry, repository)
+insert into {s}repository_names (registry, repository)
 select registry, repository from {s}tags
 union
 select registry, repository from {s}deleted_tags;
@@ -145,13 +145,13 @@ update {s}manifests set first_seen = pushed, last_push = pushed;
 insert into {s}sightings (repository_id, tag, sighted, manifest_digest, pushed, pulled, first_seen)
 select r.id, coalesce(t.tag, ''), greatest(t.pushed, t.pulled), t.manifest_digest, t.pushed, t.pulled, t.pushed
 from {s}tags t
-join {s}repositories r on r.registry = t.registry and r.repository = t.repository
+join {s}repository_names r on r.registry = t.registry and r.repository = t.repository
 where t.name = t.registry || '/' || t.repository || ':' || coalesce(t.tag, '');
 
 insert into {s}sightings (repository_id, tag, sighted, manifest_digest, pushed, pulled, first_seen, deleted)
 select r.id, coalesce(t.tag, ''), t.pushed, t.manifest_digest, t.pushed, t.pulled, t.pushed, greatest(t.deleted, t.pushed)
 from {s}deleted_tags t
-join {s}repositories r on r.registry = t.registry and r.repository = t.repository
+join {s}repository_names r on r.registry = t.registry and r.repository = t.repository
 where t.name = t.registry || '/' || t.repository || ':' || coalesce(t.tag, '')
 on conflict (repository_id, tag) do nothing;
 
@@ -159,7 +159,7 @@ insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_m
 select m.digest, r.id, max(m.pushed), max(m.pulled), min(m.pushed), max(greatest(m.pushed, t.pushed)), min(m.pushed)
 from {s}manifests m
 join {s}tags t on t.manifest_digest = m.digest
-join {s}repositories r on r.registry = t.registry and r.repository = t.repository
+join {s}repository_names r on r.registry = t.registry and r.repository = t.repository
 group by m.digest, r.id;
 
 insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_manifest, first_pushed)

@@ -39,7 +39,7 @@ select nullif(r.registry, '') as registry, nullif(r.repository, '') as repositor
     case when h.as_manifest > coalesce(h.deleted, '0001-01-01') then 'manifest' else 'blob' end as kind,
     h.media_type, h.size, h.pushed, h.pulled, h.first_seen, h.repository_id
 from {s}holdings h
-join {s}repositories r on r.id = h.repository_id
+join {s}repository_names r on r.id = h.repository_id
 where h.as_manifest > coalesce(h.deleted, '0001-01-01') or h.as_blob > coalesce(h.deleted, '0001-01-01');
 
 -- Manifests of which regstat does not know what they reference: not fetched yet, or given up.
@@ -48,7 +48,7 @@ select nullif(r.registry, '') as registry, nullif(r.repository, '') as repositor
     h.pushed, h.pulled, p.attempts, p.last_error, p.given_up,
     case when h.as_manifest > coalesce(h.deleted, '0001-01-01') then 1 else 0 end as live, p.repository_id
 from {s}pending_manifests p
-join {s}repositories r on r.id = p.repository_id
+join {s}repository_names r on r.id = p.repository_id
 join {s}holdings h on h.digest = p.digest and h.repository_id = p.repository_id
 where not exists (select 1 from {s}contents c where c.manifest_digest = p.digest);
 
@@ -65,7 +65,7 @@ select nullif(r.registry, '') as registry, nullif(r.repository, '') as repositor
     end as doubt,
     h.repository_id
 from {s}holdings h
-join {s}repositories r on r.id = h.repository_id
+join {s}repository_names r on r.id = h.repository_id
 where h.as_manifest is not null and (h.deleted >= h.as_manifest) is not true
     and not exists (
         select 1 from {s}sightings g
@@ -173,7 +173,7 @@ select t.name, t.registry, t.repository, coalesce(t.tag, '') as tag, t.manifest_
     cast(null as text) as doubt,
     nullif({greatest}(coalesce(t.pulled, '0001-01-01'), coalesce(m.pulled, '0001-01-01')), '0001-01-01') as pulled_here
 from {s}tags t
-join {s}repositories r on r.registry = t.registry and r.repository = t.repository
+join {s}repository_names r on r.registry = t.registry and r.repository = t.repository
 join {s}manifest_facts m on m.digest = t.manifest_digest and coalesce(m.repository_id = r.id, false);
 
 create view {s}untagged_images as
@@ -212,7 +212,7 @@ select nullif(r.registry, '') as registry, nullif(r.repository, '') as repositor
     h.pushed, h.pulled, h.repository_id
 from {s}blobs b
 join {s}holdings h on h.digest = b.digest and h.as_blob is not null and (h.deleted >= h.as_blob) is not true
-join {s}repositories r on r.id = h.repository_id
+join {s}repository_names r on r.id = h.repository_id
 where not exists (select 1 from {s}manifest_blob l where l.blob_digest = b.digest)
     and not exists (select 1 from {s}manifests m where m.digest = b.digest);
 
@@ -226,7 +226,7 @@ select m.registry, m.repository, m.digest, m.media_type, x.missing, x.kind, x.si
         from (
             select distinct g.tag {c} as tag
             from {s}sightings g
-            join {s}repositories r on r.id = g.repository_id
+            join {s}repository_names r on r.id = g.repository_id
             join {s}tags t on t.name = r.registry || '/' || r.repository || ':' || g.tag
             where g.repository_id = m.repository_id
                 and g.manifest_digest in (
@@ -289,11 +289,11 @@ where exists (
 -- Each repository that holds anything. `bytes` has each digest once, `only_here` those that no other repository of the
 -- registry holds; both leave out the objects whose size is not known, which `unknown_sizes` counts. Pushes and pulls
 -- are those of images.
-create view {s}repository_usage as
+create view {s}repositories as
 select nullif(r.registry, '') as registry, nullif(r.repository, '') as repository, coalesce(t.tags, 0) as tags,
     s.manifests, s.blobs, s.bytes, s.bytes - coalesce(o.bytes, 0) as only_here, s.unknown_sizes, s.last_push, s.last_pull
 from {s}repository_totals s
-join {s}repositories r on r.id = s.repository_id
+join {s}repository_names r on r.id = s.repository_id
 left join {s}most_tagged t on t.registry = r.registry and t.repository = r.repository
 left join (
     select h.repository_id, cast(sum(h.size) as bigint) as bytes from {s}shared h group by h.repository_id
@@ -314,7 +314,7 @@ from (
             when h.as_blob > h.deleted then h.as_blob
         end as restored
     from {s}holdings h
-    join {s}repositories r on r.id = h.repository_id
+    join {s}repository_names r on r.id = h.repository_id
     where h.deleted is not null
     union all
     select d.deleted, 'tag', d.registry, d.repository, d.tag, d.manifest_digest, null, d.pushed, d.pulled,
@@ -322,7 +322,7 @@ from (
     from {s}deleted_tags d
     union all
     select r.deleted, 'repository', r.registry, r.repository, null, null, null, null, null, null
-    from {s}repositories r
+    from {s}repository_names r
     where r.deleted is not null
 ) x
 left join {s}events e

@@ -38,10 +38,10 @@ select {now}, reason, event from {staged_aside};
 
 -- a repository deleted
 -- if staged_repositories
-insert into {s}repositories (id, registry, repository, deleted)
+insert into {s}repository_names (id, registry, repository, deleted)
 select r.id, r.registry, r.repository, greatest(r.deleted, staged.deleted)
 from {staged_repositories}
-join {s}repositories r on r.id = staged.repository_id
+join {s}repository_names r on r.id = staged.repository_id
 where true
 on conflict (id) do update set deleted = excluded.deleted;
 
@@ -95,7 +95,7 @@ select staged.digest, staged.repository_id, staged.pushed, staged.pulled, staged
     staged.as_blob, staged.as_manifest, greatest(staged.deleted, r.deleted), staged.size, staged.media_type,
     staged.first_pushed
 from {staged_holdings}
-join {s}repositories r on r.id = staged.repository_id
+join {s}repository_names r on r.id = staged.repository_id
 where true
 on conflict (digest, repository_id) do update set
     pushed = greatest(holdings.pushed, excluded.pushed),
@@ -173,7 +173,7 @@ group by l.blob_digest, l.repository_id;
 insert into {s}holdings (digest, repository_id, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type)
 select f.digest, f.repository_id, f.pulled, f.first_seen, f.as_blob, f.as_manifest, r.deleted, f.size, f.media_type
 from {referenced:f}
-join {s}repositories r on r.id = f.repository_id
+join {s}repository_names r on r.id = f.repository_id
 where true
 on conflict (digest, repository_id) do update set
     pulled = greatest(holdings.pulled, excluded.pulled),
@@ -397,7 +397,7 @@ insert into {s}sightings (repository_id, tag, sighted, manifest_digest, pushed, 
 select staged.repository_id, staged.tag, staged.sighted, staged.manifest_digest, staged.pushed, staged.pulled,
     staged.first_seen, greatest(staged.deleted, r.deleted)
 from {staged_tags}
-join {s}repositories r on r.id = staged.repository_id
+join {s}repository_names r on r.id = staged.repository_id
 where true
 on conflict (repository_id, tag) do update set
     manifest_digest = case
@@ -441,7 +441,7 @@ select r.registry || '/' || r.repository || ':' || g.tag,
     case when g.deleted >= g.sighted then g.deleted else h.deleted end
 from {doubtful}
 join {s}sightings g on g.repository_id = doubtful.repository_id and g.tag = doubtful.tag
-join {s}repositories r on r.id = g.repository_id
+join {s}repository_names r on r.id = g.repository_id
 left join {s}holdings h on h.digest = g.manifest_digest and h.repository_id = g.repository_id
 where g.sighted is not null;
 
