@@ -325,7 +325,7 @@ class Store:
 
     def _empty(self) -> None:
         statements = [f"delete from {self._schema}{table}" for table in EVERY if table != "repository_names"]
-        statements.append(f"update {self._schema}repositories set deleted = null")
+        statements.append(f"update {self._schema}repository_names set deleted = null")
         connection: Any = self.sessions[0]._connection
         if self.engine == "postgres":
             connection.run("set synchronous_commit = off")
