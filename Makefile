@@ -6,15 +6,31 @@ VENV ?= .venv
 PYTEST_FLAGS ?= -n 3
 BIN = $(VENV)/bin
 
-.PHONY: test lint venv registry
+.PHONY: test test-matrix lint dist venv registry
 
 test: venv registry lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
+# The tests with every Python from 3.9 to 3.13 that is on the machine, each in a virtual environment of its own.
+test-matrix: registry
+	@$(PYTHON) tests/interpreters.py >.interpreters
+	@echo "Found:"; cat .interpreters
+	@failed=; while read -r version path; do \
+	    echo "== Python $$version"; \
+	    { $(MAKE) --no-print-directory VENV=.venv-$$version PYTHON=$$path venv && \
+	      .venv-$$version/bin/python -m pytest $(PYTEST_FLAGS) </dev/null; } || failed="$$failed $$version"; \
+	done <.interpreters; rm -f .interpreters; \
+	if [ -n "$$failed" ]; then echo "Failed with Python:$$failed" >&2; exit 1; fi
+
 lint: venv
-	$(BIN)/ruff check regstat.py regstat_lib tests
-	$(BIN)/ruff format --check regstat.py regstat_lib tests
-	$(BIN)/mypy regstat.py regstat_lib
+	$(BIN)/ruff check regstat.py regstat_lib tests deploy bench
+	$(BIN)/ruff format --check regstat.py regstat_lib tests deploy bench
+	$(BIN)/mypy regstat.py regstat_lib deploy/build_pyz.py
+
+# One file with everything inside: see deploy/build_pyz.py.
+dist: venv
+	$(BIN)/python deploy/build_pyz.py dist/regstat.pyz
+	@ls -l dist/regstat.pyz
 
 venv: $(VENV)/done
 

@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from regstat_lib import __version__, daemon
+from regstat_lib import __version__, daemon, systemd
 from regstat_lib.equivalence import BadEquivalents, read_equivalents
 from regstat_lib.registry import ANONYMOUS, CERTS_DIR, Keychain, KeychainError, RegistryClient
-from regstat_lib.reports.command import main as report
 from regstat_lib.store import Database
 from regstat_lib.store.connection_string import DEFAULT, BadConnectionString, parse_connection_string, tls_contexts
-from regstat_lib.store.postgres import PostgresDatabase
-from regstat_lib.store.sqlite import SqliteDatabase
 
 _EXAMPLES = """\
 examples:
@@ -29,6 +26,21 @@ examples:
 
 exit status: 0 after SIGTERM or SIGINT, 1 when the port cannot be had, 2 for a wrong flag or file.
 """
+
+
+class _Version(argparse.Action):
+    """Says what runs: versions are what a report of trouble needs first."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            driver = f"pg8000 {version('pg8000')}"
+        except PackageNotFoundError:
+            driver = "no pg8000"
+        print(f"regstat {__version__}, Python {platform.python_version()}, {driver}")
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,7 +105,9 @@ def parser() -> argparse.ArgumentParser:
         default="info",
         help="how much to log (default info)",
     )
-    flags.add_argument("-version", "--version", action="version", version=f"regstat {__version__}")
+    flags.add_argument(
+        "-version", "--version", action=_Version, nargs=0, help="say the versions of regstat, Python and pg8000"
+    )
     return flags
 
 
@@ -101,7 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs regstat; the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["report"]:
-        return report(arguments[1:], _database_to_read)
+        # Here and below: what is not used is not imported, because imports are most of the time that a start takes.
+        from regstat_lib.reports.command import main as report
+
+        return report(arguments[1:], database_to_read)
     flags = parser()
     given = flags.parse_args(arguments)
     logging.basicConfig(
@@ -137,6 +154,7 @@ def _settings(given: argparse.Namespace) -> daemon.Settings:
         equivalents=equivalents,
         max_body=given.max_body,
         retention_days=given.log_retention or None,
+        listener=systemd.passed_listener(),
     )
 
 
@@ -149,15 +167,23 @@ def _named_database(sqlite: str | Path | None, pg_conn_str: str | None) -> Datab
             raise ValueError(
                 f"The file of -sqlite, {path}, cannot be made: its directory must exist, and it be a file."
             )
-        return SqliteDatabase(path)
+        return _sqlite(path)
     target = parse_connection_string(DEFAULT if pg_conn_str is None else pg_conn_str)
     tls_contexts(target)
+    from regstat_lib.store.postgres import PostgresDatabase
+
     return PostgresDatabase(target)
 
 
-def _database_to_read(sqlite: str | None, pg_conn_str: str | None) -> Database:
+def _sqlite(path: Path) -> Database:
+    from regstat_lib.store.sqlite import SqliteDatabase
+
+    return SqliteDatabase(path)
+
+
+def database_to_read(sqlite: str | None, pg_conn_str: str | None) -> Database:
     if sqlite is not None and pg_conn_str is None:
-        return SqliteDatabase(Path(sqlite))  # reading it says whether it is there
+        return _sqlite(Path(sqlite))  # reading it says whether it is there
     return _named_database(sqlite, pg_conn_str)
 
 

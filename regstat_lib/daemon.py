@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
 
-from regstat_lib import __version__
+from regstat_lib import __version__, systemd
 from regstat_lib.envelope import utc_text
 from regstat_lib.recorder import Recorder
 from regstat_lib.registry import RegistryClient
@@ -23,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 _SUMMARY_SECONDS = 60.0
 _FIRST_ATTEMPT_SECONDS = 2.0
+# No transaction takes so long: databases that are silent for half of it count as gone.
+_STUCK_SECONDS = 60.0
 # systemd and Docker kill after 90 and 10 seconds.
 _FINISH_SECONDS = 4.0
 
@@ -36,6 +40,8 @@ class Settings(NamedTuple):
     equivalents: Mapping[str, str]
     max_body: int
     retention_days: float | None
+    listener: socket.socket | None = None
+    """A socket that listens already, in place of `port`."""
 
 
 def run(settings: Settings) -> int:
@@ -50,9 +56,11 @@ def run(settings: Settings) -> int:
         on_pending=lambda: resolver.wake(),
     )
     resolver = Resolver(settings.database, settings.client, recorder, utc_after=utc_after)
-    webhook = Webhook(recorder, settings.equivalents, _utc_now)
+    webhook = Webhook(
+        recorder, settings.equivalents, _utc_now, is_well=lambda: recorder.step_seconds() < _STUCK_SECONDS
+    )
 
-    server = WebhookServer(settings.port, webhook.answer, settings.max_body)
+    server = WebhookServer(settings.port, webhook.answer, settings.max_body, listener=settings.listener)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 
@@ -63,9 +71,11 @@ def run(settings: Settings) -> int:
     resolver.start()
     server.serve()
     _log.info("Server now listening on :%d", server.port)
+    systemd.notify(f"READY=1\nSTATUS=Listening on port {server.port}")
     try:
-        _summarise_until(stop, recorder)
+        _watch_until(stop, recorder, systemd.watchdog_seconds())
     finally:
+        systemd.notify("STOPPING=1")
         _log.info("Stopping")
         began = time.monotonic()
         # Whoever is connected gets an answer, which needs the recorder; what it accepted is committed before the end.
@@ -78,8 +88,15 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _summarise_until(stop: threading.Event, recorder: Recorder) -> None:
-    while not stop.wait(_SUMMARY_SECONDS):
+def _watch_until(stop: threading.Event, recorder: Recorder, watchdog: float | None) -> None:
+    """Says once a minute what was done, and to a watchdog of so many seconds, more often, that the writer moves."""
+    next_summary = time.monotonic() + _SUMMARY_SECONDS
+    while not stop.wait(min(_SUMMARY_SECONDS, math.inf if watchdog is None else watchdog / 4)):
+        if watchdog is not None and recorder.step_seconds() < watchdog / 2:
+            systemd.notify("WATCHDOG=1")
+        if time.monotonic() < next_summary:
+            continue
+        next_summary += _SUMMARY_SECONDS
         counted = recorder.counters()
         if counted.recorded or counted.set_aside:
             _log.info(

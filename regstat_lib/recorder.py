@@ -7,6 +7,7 @@ while the recorder reconnects in the background.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -24,6 +25,8 @@ _BATCH_ENTRIES = 5_000
 _CONFLICT_ATTEMPTS = 8
 _RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 _SAME_OUTAGE_SECONDS = 30.0
+# A registry gives up on an answer after a second, and sends again.
+_SILENCE_SECONDS = 3.0
 _PURGE_SECONDS = 60.0
 _PURGE_LIMIT = 5_000
 
@@ -85,6 +88,7 @@ class Recorder:
         self._outage: StoreError | None = Unavailable(f"The {database.description} was not reached yet.")
         self._ever_reached = False
         self._tried = threading.Event()
+        self._step_began: float | None = None
         self._told, self._tell_again = "", 0.0
         self._next_purge = 0.0
         self._recorded = self._set_aside = self._batches = 0
@@ -120,6 +124,9 @@ class Recorder:
                 raise self._outage
             if self._stopping:
                 raise Unavailable("regstat is stopping.")
+            if self.step_seconds() > _SILENCE_SECONDS:
+                # It neither answers nor breaks off: who waits as well only ties up a thread.
+                raise Unavailable(f"The {self._database.description} is silent.")
             self._queue.append(item)
             if len(self._queue) == 1:
                 self._wake.notify()
@@ -141,6 +148,16 @@ class Recorder:
     def outage(self) -> StoreError | None:
         """Why nothing can be recorded now, or None."""
         return self._outage
+
+    def step_seconds(self) -> float:
+        """For how long the writer has been at one transaction: 0 while it has nothing to do, infinite if it ended.
+
+        Connecting does not count: an outage is not the writer's fault, and an upgrade may take long on many rows.
+        """
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping:
+            return math.inf
+        began = self._step_began
+        return 0.0 if began is None else max(0.0, self._clock() - began)
 
     def _run(self) -> None:
         attempt = 0
@@ -166,6 +183,7 @@ class Recorder:
             self._purge()
 
     def _next_items(self) -> list[_Item]:
+        self._step_began = None
         with self._wake:
             if not self._queue and not self._stopping:
                 self._wake.wait(_PURGE_SECONDS)
@@ -178,6 +196,7 @@ class Recorder:
         return items
 
     def _connect(self) -> bool:
+        self._step_began = None
         try:
             session = self._database.connect()
         except StoreError as error:
@@ -292,6 +311,7 @@ class Recorder:
 
     def _commit(self, entries: Sequence[Entry]) -> None:
         assert self._session is not None
+        self._step_began = self._clock()
         untimed = {entry.event.id for entry in entries if isinstance(entry, Arrival) and entry.untimed}
         if untimed:
             # The time of such an event is when it first came, so a repetition must not bring its facts again.
@@ -317,6 +337,7 @@ class Recorder:
         before = "0001-01-01 00:00:00.000000"
         if self._retention_seconds is not None:
             before = self._utc_before(self._retention_seconds)
+        self._step_began = self._clock()
         try:
             gone = self._session.purge(before, self._set_aside_kept, _PURGE_LIMIT)
         except StoreError as error:

@@ -28,6 +28,9 @@ _BACKLOG = 1024
 # A registry waits a second for an answer; who is silent for longer in the middle of a request is gone.
 _REQUEST_SECONDS = 30.0
 _KEPT_SECONDS = 120.0
+# When it stops: for the request of who has just connected, and for threads to count what they accepted.
+_FIRST_REQUEST_SECONDS = 1.0
+_SETTLE_SECONDS = 0.05
 _MAX_HEAD = 64 * 1024
 
 AnswerRequest = Callable[[str, str, bytes], Answer]
@@ -56,7 +59,16 @@ class WebhookServer(ThreadingHTTPServer):
     request_queue_size = _BACKLOG
     allow_reuse_address = True
 
-    def __init__(self, port: int, answer: AnswerRequest, max_body: int, *, host: str | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        answer: AnswerRequest,
+        max_body: int,
+        *,
+        host: str | None = None,
+        listener: socket.socket | None = None,
+    ) -> None:
+        """`listener` is a socket that listens already and stays another's too; the port is then its own."""
         # An IPv6 socket that takes IPv4 as well is "all interfaces"; without IPv6 in the kernel, IPv4 is all.
         if host is None:
             host, self.address_family = ("::", socket.AF_INET6) if _has_dual_stack() else ("", socket.AF_INET)
@@ -67,10 +79,18 @@ class WebhookServer(ThreadingHTTPServer):
         self._thread_count = 0
         self._accepting = 0
         self._serving = 0
+        # Connections that were accepted and have asked for nothing yet.
+        self._fresh: set[socket.socket] = set()
         # Connections from which a request, or the rest of one, is awaited; the longest awaited first.
         self._awaited: dict[socket.socket, None] = {}
         self._all_idle = threading.Condition(self._threads_lock)
-        super().__init__((host, port), _Handler)
+        if listener is None:
+            super().__init__((host, port), _Handler)
+        else:
+            super().__init__((host, port), _Handler, bind_and_activate=False)
+            self.socket.close()
+            self.socket = listener
+            self.server_address = listener.getsockname()
 
     def server_bind(self) -> None:
         if self.address_family == getattr(socket, "AF_INET6", None):
@@ -91,22 +111,34 @@ class WebhookServer(ThreadingHTTPServer):
         self._start_thread()
 
     def stop(self, seconds: float) -> bool:
-        """Accepts no more and waits for the requests under way; whether they were done within `seconds`."""
+        """Accepts no more and waits for the requests under way; whether they were done within `seconds`.
+
+        Who connected before gets an answer, if the request comes soon: where the port is systemd's, its clients do
+        not notice a restart.
+        """
         self.stopping = True
         self.socket.close()
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
+        settled = False
         with self._all_idle:
-            while self._serving:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self._all_idle.wait(left)
-        return True
+            while True:
+                passed = time.monotonic() - began
+                if self._serving or (self._fresh and passed < _FIRST_REQUEST_SECONDS):
+                    if passed >= seconds:
+                        return False
+                    settled = False
+                elif settled:
+                    return True
+                else:
+                    # A thread may have accepted a connection without having counted it yet.
+                    settled = True
+                self._all_idle.wait(_SETTLE_SECONDS)
 
-    def began(self) -> None:
+    def began(self, connection: socket.socket) -> None:
         """A request is under way."""
         with self._threads_lock:
             self._serving += 1
+            self._fresh.discard(connection)
 
     def ended(self) -> None:
         """It was answered."""
@@ -127,6 +159,12 @@ class WebhookServer(ThreadingHTTPServer):
                 return False
             del self._awaited[connection]
             return True
+
+    def closes(self, connection: socket.socket) -> None:
+        """Nothing more is awaited from this connection, nor answered."""
+        with self._threads_lock:
+            self._awaited.pop(connection, None)
+            self._fresh.discard(connection)
 
     def has_room(self) -> bool:
         """Whether a thread can be spared for a connection that may stay idle."""
@@ -154,6 +192,7 @@ class WebhookServer(ThreadingHTTPServer):
                 break
             with self._threads_lock:
                 self._accepting -= 1
+                self._fresh.add(connection)
                 # Somebody must be there for the next one, as long as there is room.
                 more = self._accepting == 0 and self._thread_count < MAX_CONNECTIONS
                 if self._accepting == 0 and not more:
@@ -167,6 +206,7 @@ class WebhookServer(ThreadingHTTPServer):
             except Exception:
                 _log.exception("Answering a request failed in a way that regstat does not know")
             finally:
+                self.closes(connection)
                 self.shutdown_request(connection)
             with self._threads_lock:
                 if self._accepting >= _IDLE_THREADS:
@@ -229,18 +269,19 @@ class _Handler(StreamRequestHandler):
         self._received = b""
 
     def finish(self) -> None:
-        self.server.awaits_no_more(self.request)
         self._received = b""
 
     def handle(self) -> None:
-        while not self.server.stopping:
+        kept = False
+        while not (kept and self.server.stopping):
             self.server.awaits(self.request)
             self.request.settimeout(_KEPT_SECONDS)
             if not self._received:
                 self._received = self.request.recv(65536)
                 if not self._received:
                     return
-            self.server.began()
+            kept = True
+            self.server.began(self.request)
             try:
                 if not self._one_request():
                     return

@@ -1,4 +1,4 @@
-"""POST of an envelope -> status and answer. What an HTTP request means to regstat, apart from sockets.
+"""A request -> status and answer. What an HTTP request means to regstat, apart from sockets.
 
 A registry sends again, for ever, what is answered with anything but 2xx or 3xx, and holds everything behind it. So
 503 is for what cannot be kept now, 4xx for what is no envelope; never is a redirect given.
@@ -40,13 +40,23 @@ class Submitter(Protocol):
 class Webhook:
     """Answers requests; holds no state of its own."""
 
-    def __init__(self, recorder: Submitter, equivalents: Mapping[str, str], utc_now: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        recorder: Submitter,
+        equivalents: Mapping[str, str],
+        utc_now: Callable[[], str],
+        is_well: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._recorder = recorder
+        self._is_well = is_well
         self._equivalents = equivalents
         self._utc_now = utc_now
 
-    def answer(self, method: str, path: str, body: bytes) -> Answer:  # noqa: ARG002
-        """The answer to a request whose body was read. Any path will do: people configured all kinds."""
+    def answer(self, method: str, path: str, body: bytes) -> Answer:
+        """The answer to a request whose body was read. POST to any path will do: people configured all kinds."""
+        if method in ("GET", "HEAD") and path.partition("?")[0] == "/healthz":
+            # For anybody who can reach the port: whether it is well, and nothing else.
+            return Answer(200, b'{"healthy": true}') if self._is_well() else Answer(503, b'{"healthy": false}')
         if method != "POST":
             sentence = f"This is a webhook for registry notifications: POST them, not {method}."
             return problem(405, sentence, (("Allow", "POST"),))

@@ -1,4 +1,4 @@
-"""The Python interpreters on this machine that regstat is for. As a program it prints them, one `version path` a line."""
+"""The Python interpreters on this machine that regstat is for. As a program: one line, `version path`, for each."""
 
 from __future__ import annotations
 

@@ -39,9 +39,17 @@ _DIRECTIVE = re.compile(r"-- (staged|set|if|each kind)\b ?(.*)$")
 _SOURCE = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 
+# All of them when the program starts: its one file may be replaced by a newer one while it runs.
+_TEXTS = {
+    entry.name: entry.read_text(encoding="utf-8")
+    for entry in (files("regstat_lib.store") / "sql").iterdir()
+    if entry.name.endswith(".sql")
+}
+
+
 def read(name: str) -> str:
     """The text of a `.sql` file of this package."""
-    return (files("regstat_lib.store") / "sql" / name).read_text(encoding="utf-8")
+    return _TEXTS[name]
 
 
 def statements(text: str) -> list[str]:
