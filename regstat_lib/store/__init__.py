@@ -69,9 +69,6 @@ class Session(Protocol):
     def give_up(self, pending: PendingManifest, now: str, error: str) -> None:
         """Asks for a claimed manifest no more, until a new event names it; the reason is kept."""
 
-    def next_due(self) -> str | None:
-        """When the next pending manifest is due, or None when none is waiting."""
-
     def purge(self, events_before: str, set_aside_kept: int, limit: int) -> int:
         """Removes up to `limit` events of the log older than that time and all but the newest set-aside ones."""
 

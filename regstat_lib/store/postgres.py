@@ -285,14 +285,6 @@ class PostgresSession:
                 repository_id=pending.repository_id,
             )
 
-    def next_due(self) -> str | None:
-        with _translated(self._description):
-            rows = self._run(
-                "select to_char(min(next_attempt), 'YYYY-MM-DD HH24:MI:SS.US')"
-                " from regstat.pending_manifests where given_up is null"
-            )
-        return None if rows[0][0] is None else str(rows[0][0])
-
     def purge(self, events_before: str, set_aside_kept: int, limit: int) -> int:
         with _translated(self._description):
             self._run(

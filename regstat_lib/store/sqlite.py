@@ -227,13 +227,6 @@ class SqliteSession:
                 (now, error, pending.digest, pending.repository_id),
             )
 
-    def next_due(self) -> str | None:
-        with _translated(self._description):
-            row = self._connection.execute(
-                "select min(next_attempt) from pending_manifests where given_up is null"
-            ).fetchone()
-        return str(row[0]) if row and row[0] is not None else None
-
     def purge(self, events_before: str, set_aside_kept: int, limit: int) -> int:
         with self._transaction():
             gone = self._connection.execute(
