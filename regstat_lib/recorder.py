@@ -144,11 +144,6 @@ class Recorder:
             self._recorded = self._set_aside = self._batches = 0
         return counted
 
-    @property
-    def outage(self) -> StoreError | None:
-        """Why nothing can be recorded now, or None."""
-        return self._outage
-
     def step_seconds(self) -> float:
         """For how long the writer has been at one transaction: 0 while it has nothing to do, infinite if it ended.
 

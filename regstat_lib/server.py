@@ -259,8 +259,6 @@ def _has_dual_stack() -> bool:
 class _Handler(StreamRequestHandler):
     """One connection: requests and answers, until either side has enough."""
 
-    timeout = _KEPT_SECONDS
-    disable_nagle_algorithm = True
     server: WebhookServer
 
     def setup(self) -> None:
