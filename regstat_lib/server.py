@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import select
 import socket
+import struct
 import threading
 import time
 from http import HTTPStatus
@@ -28,12 +28,20 @@ _BACKLOG = 1024
 # A registry waits a second for an answer; who is silent for longer in the middle of a request is gone.
 _REQUEST_SECONDS = 30.0
 _KEPT_SECONDS = 120.0
-# When it stops: for the request of who has just connected, and for threads to count what they accepted.
+# How often a thread that waits for a connection looks whether it is to stop.
+_ACCEPT_SECONDS = 1.0
+# When it stops: for the request of who has just connected.
 _FIRST_REQUEST_SECONDS = 1.0
-_SETTLE_SECONDS = 0.05
 _MAX_HEAD = 64 * 1024
 
 AnswerRequest = Callable[[str, str, bytes], Answer]
+
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: regstat/{__version__}\r\n"
+    "Content-Type: application/json\r\n"
+    for status in HTTPStatus
+}
 
 
 class _BadRequest(Exception):
@@ -84,6 +92,7 @@ class WebhookServer(ThreadingHTTPServer):
         # Connections from which a request, or the rest of one, is awaited; the longest awaited first.
         self._awaited: dict[socket.socket, None] = {}
         self._all_idle = threading.Condition(self._threads_lock)
+        self._shares_listener = listener is not None
         if listener is None:
             super().__init__((host, port), _Handler)
         else:
@@ -106,8 +115,11 @@ class WebhookServer(ThreadingHTTPServer):
 
     def serve(self) -> None:
         """Begins to answer, in threads of its own; returns at once."""
-        # Threads wait in accept itself: the kernel hands a connection to one of them, without a turn of another thread.
-        self.socket.setblocking(False)
+        # Threads block in accept itself: the kernel wakes one of them for a connection, and no other. Python's own
+        # timeouts would cost two system calls more for each call, so the kernel keeps them: this one, and those of
+        # the connections.
+        self.socket.setblocking(True)
+        _set_timeout(self.socket, socket.SO_RCVTIMEO, _ACCEPT_SECONDS)
         self._start_thread()
 
     def stop(self, seconds: float) -> bool:
@@ -117,22 +129,21 @@ class WebhookServer(ThreadingHTTPServer):
         not notice a restart.
         """
         self.stopping = True
-        self.socket.close()
+        if not self._shares_listener:
+            # Wakes the threads that wait there; it would stop whoever else listens on the same socket as well.
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
         began = time.monotonic()
-        settled = False
         with self._all_idle:
             while True:
                 passed = time.monotonic() - began
-                if self._serving or (self._fresh and passed < _FIRST_REQUEST_SECONDS):
-                    if passed >= seconds:
-                        return False
-                    settled = False
-                elif settled:
+                fresh = self._fresh and passed < _FIRST_REQUEST_SECONDS
+                if not (self._accepting or self._serving or fresh):
+                    self.socket.close()
                     return True
-                else:
-                    # A thread may have accepted a connection without having counted it yet.
-                    settled = True
-                self._all_idle.wait(_SETTLE_SECONDS)
+                if passed >= seconds:
+                    return False
+                self._all_idle.wait(min(seconds - passed, 0.1 if fresh else seconds))
 
     def began(self, connection: socket.socket) -> None:
         """A request is under way."""
@@ -207,41 +218,39 @@ class WebhookServer(ThreadingHTTPServer):
                 _log.exception("Answering a request failed in a way that regstat does not know")
             finally:
                 self.closes(connection)
-                self.shutdown_request(connection)
+                connection.close()
             with self._threads_lock:
                 if self._accepting >= _IDLE_THREADS:
                     self._thread_count -= 1
                     return
                 self._accepting += 1
-        with self._threads_lock:
+        with self._all_idle:
             self._thread_count -= 1
             self._accepting -= 1
+            self._all_idle.notify_all()
 
     def _accept(self) -> socket.socket | None:
         while not self.stopping:
             try:
-                if not _readable(self.socket, 1.0):
-                    continue
                 connection, _ = self.socket.accept()
             except (BlockingIOError, InterruptedError):
-                continue  # another thread was faster
-            except (OSError, ValueError) as error:
-                if self.stopping or self.socket.fileno() < 0:
+                continue  # nobody came for a while
+            except OSError as error:
+                if self.stopping:
                     return None
                 # Out of file descriptors, most likely: a pause lets some go.
                 _log.error("A connection could not be accepted: %s", error)
                 time.sleep(0.2)
                 continue
-            connection.setblocking(True)
             return connection
         return None
 
 
-def _readable(listener: socket.socket, seconds: float) -> bool:
-    """Whether somebody connects within `seconds`; like `select`, but for any file descriptor."""
-    waiting = select.poll()
-    waiting.register(listener, select.POLLIN)
-    return bool(waiting.poll(seconds * 1000))
+def _set_timeout(connection: socket.socket, direction: int, seconds: float) -> None:
+    """Lets the kernel end a call on the socket after so long, with BlockingIOError (socket(7), SO_RCVTIMEO)."""
+    whole = int(seconds)
+    timeval = struct.pack("@ll", whole, max(1, int((seconds - whole) * 1e6)))
+    connection.setsockopt(socket.SOL_SOCKET, direction, timeval)
 
 
 def _has_dual_stack() -> bool:
@@ -262,8 +271,10 @@ class _Handler(StreamRequestHandler):
     server: WebhookServer
 
     def setup(self) -> None:
-        self.request.settimeout(_KEPT_SECONDS)
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _set_timeout(self.request, socket.SO_SNDTIMEO, _REQUEST_SECONDS)
+        _set_timeout(self.request, socket.SO_RCVTIMEO, _KEPT_SECONDS)
+        self._hurried = False  # whether the timeout is that of the rest of a request
         self._received = b""
 
     def finish(self) -> None:
@@ -273,7 +284,9 @@ class _Handler(StreamRequestHandler):
         kept = False
         while not (kept and self.server.stopping):
             self.server.awaits(self.request)
-            self.request.settimeout(_KEPT_SECONDS)
+            if self._hurried:
+                _set_timeout(self.request, socket.SO_RCVTIMEO, _KEPT_SECONDS)
+                self._hurried = False
             if not self._received:
                 self._received = self.request.recv(65536)
                 if not self._received:
@@ -370,26 +383,25 @@ class _Handler(StreamRequestHandler):
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise ConnectionError("too slow")
-        self.request.settimeout(left)
+        _set_timeout(self.request, socket.SO_RCVTIMEO, left)
+        self._hurried = True
         data: bytes = self.request.recv(262144)
         if not data:
             raise ConnectionError("closed in the middle of a request")
         return data
 
     def _send(self, answer: Answer, keep_alive: bool, head_only: bool = False) -> None:
-        headers = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
+        headers = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
         head = (
-            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nServer: regstat/{__version__}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(answer.body)}\r\n{headers}"
+            f"{_STATUS_LINES[answer.status]}Content-Length: {len(answer.body)}\r\n{headers}"
             f"{'' if keep_alive else 'Connection: close' + chr(13) + chr(10)}\r\n"
         )
-        self.request.settimeout(_REQUEST_SECONDS)
         self.request.sendall(head.encode("latin-1", "replace") + (b"" if head_only else answer.body))
 
     def _linger(self) -> None:
         """Reads on a little after an early answer: closing with unread bytes resets the connection and the answer."""
         self.request.shutdown(socket.SHUT_WR)
-        self.request.settimeout(0.5)
+        _set_timeout(self.request, socket.SO_RCVTIMEO, 0.5)
         deadline = time.monotonic() + 2.0
         while time.monotonic() < deadline and self.request.recv(262144):
             pass
