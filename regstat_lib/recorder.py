@@ -1,7 +1,11 @@
-"""One writer and group commit: whatever queued while the last commit ran is the next batch; there is no timer.
+"""Group commit: whatever queued while the last transaction ran is the next batch; there is no timer.
 
-`submit` returns after the commit that holds its entries. When the database cannot be reached, it says so at once
-while the recorder reconnects in the background.
+`submit` returns when the transaction that holds its entries is committed and durable. When the database cannot be
+reached, it says so at once while the recorder reconnects in the background.
+
+Where the engine gains by it, two writers take turns: while one waits until its commit is on the disk, the other's
+transaction runs. The tables do not depend on the order of batches, so nothing else has to be the same. The first
+writer leads: it alone judges whether the database can be reached, and gets what the other could not record.
 """
 
 from __future__ import annotations
@@ -14,15 +18,17 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Callable, NamedTuple
 
-from regstat_lib.batch import Arrival, Batch, Entry, set_aside_of
+from regstat_lib.batch import Arrival, Entry
 from regstat_lib.envelope import SetAside
-from regstat_lib.store import Conflict, Database, Rejected, SchemaTooNew, Session, StoreError, Unavailable, in_lines
+from regstat_lib.store import Database, SchemaTooNew, StoreError, Unavailable, in_lines
+from regstat_lib.writer import Writer
 
 _log = logging.getLogger(__name__)
 
-# What bounds a transaction, and the memory for it; a body of 16 MiB brings some 16,000 events.
-_BATCH_ENTRIES = 5_000
-_CONFLICT_ATTEMPTS = 8
+# What bounds a transaction, and the memory for it.
+_BATCH_ENTRIES = 1_000
+# A batch of so many is worth preparing while another one runs; of fewer, more will have queued when it has.
+_ENTRIES_WORTH_PREPARING = 64
 _RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 _SAME_OUTAGE_SECONDS = 30.0
 # A registry gives up on an answer after a second, and sends again.
@@ -59,9 +65,14 @@ class _Item:
         self.done = threading.Lock()
         self.done.acquire()
 
+    def settle(self, outcome: Outcome | None, failure: StoreError | None = None) -> None:
+        self.outcome = outcome
+        self.failure = failure
+        self.done.release()
+
 
 class Recorder:
-    """The one writer of a daemon. `start` it, `submit` from any thread, `stop` it: what was accepted is committed."""
+    """Where a daemon writes. `start` it, `submit` from any thread, `stop` it: what was accepted is committed."""
 
     def __init__(
         self,
@@ -75,28 +86,41 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
-        self._utc_now = utc_now
         self._utc_before = utc_before
         self._retention_seconds = retention_seconds
         self._set_aside_kept = set_aside_kept
         self._on_pending = on_pending
         self._clock = clock
-        self._wake = threading.Condition(threading.Lock())
+        lock = threading.Lock()
+        self._work = threading.Condition(lock)  # there is something to write, or to end for
+        self._again = threading.Condition(lock)  # it is time to connect, or to end
         self._queue: deque[_Item] = deque()
+        self._queued = 0  # entries in the queue
+        self._writing = 0  # writers with a batch
+        self._running = 0  # those of them whose transaction others do not see yet
         self._stopping = False
-        self._session: Session | None = None
         self._outage: StoreError | None = Unavailable(f"The {database.description} was not reached yet.")
         self._ever_reached = False
         self._tried = threading.Event()
-        self._step_began: float | None = None
         self._told, self._tell_again = "", 0.0
         self._next_purge = 0.0
         self._recorded = self._set_aside = self._batches = 0
-        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._writers = [Writer(database, utc_now=utc_now, clock=clock) for _ in range(database.writers)]
+        self._leader = self._writers[0]
+        self._threads = [
+            threading.Thread(
+                target=self._lead if writer is self._leader else self._help,
+                args=(writer,),
+                name="recorder",
+                daemon=True,
+            )
+            for writer in self._writers
+        ]
 
     def start(self) -> None:
         """Begins to connect and to write; returns at once."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def await_first_attempt(self, seconds: float) -> None:
         """Returns when it is known whether the database can be reached, or after `seconds`."""
@@ -104,32 +128,36 @@ class Recorder:
 
     def stop(self, seconds: float) -> bool:
         """Writes what was accepted, then ends; whether that was done within `seconds`."""
-        with self._wake:
+        with self._work:
             self._stopping = True
-            self._wake.notify()
+            self._work.notify_all()
+            self._again.notify_all()
             if self._outage is not None:
                 return True  # nothing was accepted that is not answered
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        deadline = self._clock() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - self._clock()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def submit(self, entries: Sequence[Entry], timeout: float = 10.0) -> Outcome:
-        """Records entries; when it returns, the transaction that holds them is committed.
+        """Records entries; when it returns, the transaction that holds them is committed and durable.
 
         Raises Unavailable at once when the database is out of reach, and after `timeout` seconds when it is too slow:
         the entries may be committed later all the same, and submitting them again is harmless.
         """
         item = _Item(entries)
-        with self._wake:
+        with self._work:
             if self._outage is not None:
                 raise self._outage
             if self._stopping:
                 raise Unavailable("regstat is stopping.")
-            if self.step_seconds() > _SILENCE_SECONDS:
+            if all(writer.step_seconds() > _SILENCE_SECONDS for writer in self._writers):
                 # It neither answers nor breaks off: who waits as well only ties up a thread.
                 raise Unavailable(f"The {self._database.description} is silent.")
             self._queue.append(item)
-            if len(self._queue) == 1:
-                self._wake.notify()
+            self._queued += len(entries)
+            if self._queued >= _ENTRIES_WORTH_PREPARING if self._running else len(self._queue) == 1:
+                self._work.notify()
         if not item.done.acquire(timeout=timeout):
             raise Unavailable(f"The {self._database.description} did not commit within {timeout:g} seconds.")
         if item.failure is not None:
@@ -139,61 +167,105 @@ class Recorder:
 
     def counters(self) -> Counters:
         """What was recorded since the last call."""
-        with self._wake:
+        with self._work:
             counted = Counters(self._recorded, self._set_aside, self._batches)
             self._recorded = self._set_aside = self._batches = 0
         return counted
 
     def step_seconds(self) -> float:
-        """For how long the writer has been at one transaction: 0 while it has nothing to do, infinite if it ended.
+        """For how long a writer has been at one transaction: 0 while they have nothing to do, infinite if one ended.
 
         Connecting does not count: an outage is not the writer's fault, and an upgrade may take long on many rows.
         """
-        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping:
+        if not self._stopping and any(thread.ident is not None and not thread.is_alive() for thread in self._threads):
             return math.inf
-        began = self._step_began
-        return 0.0 if began is None else max(0.0, self._clock() - began)
+        return max(writer.step_seconds() for writer in self._writers)
 
-    def _run(self) -> None:
+    def _lead(self, writer: Writer) -> None:
         attempt = 0
         while True:
-            if self._session is None:
-                reached = self._connect()
+            if not writer.connected:
+                reached = self._connect(writer)
                 self._tried.set()
                 if reached:
                     attempt = 0
                     continue
-                with self._wake:
+                with self._again:
                     if self._stopping:
                         return
-                    self._wake.wait(_RECONNECT_SECONDS[min(attempt, len(_RECONNECT_SECONDS) - 1)])
+                    self._again.wait(_RECONNECT_SECONDS[min(attempt, len(_RECONNECT_SECONDS) - 1)])
                 attempt += 1
                 continue
-            items = self._next_items()
+            items = self._take(writer)
             if items:
-                self._write(items)
+                self._write(writer, items)
             elif self._stopping:
-                self._session.close()
+                writer.disconnect()
                 return
-            self._purge()
+            self._purge(writer)
 
-    def _next_items(self) -> list[_Item]:
-        self._step_began = None
-        with self._wake:
-            if not self._queue and not self._stopping:
-                self._wake.wait(_PURGE_SECONDS)
+    def _help(self, writer: Writer) -> None:
+        while True:
+            with self._again:
+                while self._outage is not None and not self._stopping:
+                    self._again.wait()
+                if self._stopping and not writer.connected:
+                    return
+            if not writer.connected:
+                try:
+                    writer.connect()
+                except Exception as error:
+                    # One writer will do, and what is wrong with the database the other one says.
+                    _log.debug("No second connection to the %s: %s", self._database.description, error)
+                    with self._again:
+                        if not self._stopping:
+                            self._again.wait(_RECONNECT_SECONDS[-1])
+                continue
+            items = self._take(writer)
+            if not items:
+                writer.disconnect()
+                return
+            try:
+                self._record(writer, items)
+            except Exception as error:
+                _log.debug("The second connection to the %s failed: %s", self._database.description, error)
+                writer.disconnect()
+                self._hand_back(items)
+
+    def _take(self, writer: Writer) -> list[_Item]:
+        """The next batch; nothing when it is time to end, or for the leader to see what else there is to do."""
+        leads = writer is self._leader
+        with self._work:
+            while not self._may_take(leads):
+                # What the other one cannot record comes back to the leader.
+                if self._stopping and not self._queue and not (leads and self._writing):
+                    return []
+                if self._queue and not leads and not self._running:
+                    self._work.notify()
+                if not self._work.wait(_PURGE_SECONDS if leads else None):
+                    return []
             items: list[_Item] = []
             count = 0
             while self._queue and (not items or count + len(self._queue[0].entries) <= _BATCH_ENTRIES):
+                if not leads and _has_untimed(self._queue[0]):
+                    break
                 item = self._queue.popleft()
                 items.append(item)
                 count += len(item.entries)
+            self._queued -= count
+            self._writing += 1
+            self._running += 1
         return items
 
-    def _connect(self) -> bool:
-        self._step_began = None
+    def _may_take(self, leads: bool) -> bool:
+        if not self._queue or (self._running and self._queued < _ENTRIES_WORTH_PREPARING):
+            return False
+        # Whether an untimed event was there before can only be told while nobody else records one.
+        return leads or not _has_untimed(self._queue[0])
+
+    def _connect(self, writer: Writer) -> bool:
         try:
-            session = self._database.connect()
+            writer.connect()
         except StoreError as error:
             self._out_of_reach(error)
             return False
@@ -204,21 +276,21 @@ class Recorder:
             )
             self._out_of_reach(Unavailable(f"The {self._database.description} cannot be used: {error}."))
             return False
-        self._session = session
-        with self._wake:
+        with self._again:
             again = self._outage is not None and self._ever_reached
             self._outage = None
+            self._again.notify_all()
         self._told, self._tell_again = "", 0.0
         _log.info("%s the %s", "Reached again:" if again else "Recording to", self._database.description)
         self._ever_reached = True
         return True
 
     def _out_of_reach(self, error: StoreError) -> None:
-        with self._wake:
+        with self._work:
             self._outage = error
-            waiting, self._queue = list(self._queue), deque()
+            waiting, self._queue, self._queued = list(self._queue), deque(), 0
         for item in waiting:
-            _settle(item, failure=error)
+            item.settle(None, error)
         # One outage has one line: a server that goes down or comes up says this and that within seconds.
         if str(error) != self._told and self._clock() >= self._tell_again:
             self._told, self._tell_again = str(error), self._clock() + _SAME_OUTAGE_SECONDS
@@ -226,59 +298,70 @@ class Recorder:
             until = "Notifications are answered 503 until it is back; trying again."
             _log.error("%s", in_lines((str(error), until, hint)))
 
-    def _write(self, items: list[_Item]) -> None:
+    def _hand_back(self, items: list[_Item]) -> None:
+        with self._work:
+            outage = self._outage
+            if outage is None:
+                self._queue.extendleft(reversed(items))
+                self._queued += sum(len(item.entries) for item in items)
+            self._work.notify_all()
+        if outage is not None:
+            for item in items:
+                item.settle(None, outage)
+
+    def _write(self, writer: Writer, items: list[_Item]) -> None:
         try:
-            outcomes = self._record(items)
+            self._record(writer, items)
         except StoreError as error:
             if not isinstance(error, Unavailable):
-                self._fail(items, error)
+                self._fail(writer, items, error)
                 return
-            self._disconnect()
-            if not self._connect():
+            writer.disconnect()
+            if not self._connect(writer):
                 # The log was told why; that the connection broke as well would be a second line about one outage.
                 for item in items:
-                    _settle(item, failure=self._outage)
+                    item.settle(None, self._outage)
                 return
             # The connection had died; the database had not. What was written already is written again harmlessly.
+            with self._work:
+                self._writing += 1
+                self._running += 1
             try:
-                outcomes = self._record(items)
+                self._record(writer, items)
             except StoreError as second:
-                self._fail(items, second)
-                return
+                self._fail(writer, items, second)
         except Exception as error:
             _log.exception("Recording a batch failed in a way that regstat does not know")
-            self._fail(items, Unavailable(f"Recording failed: {error}."))
-            return
-        with self._wake:
-            self._recorded += sum(outcome.recorded for outcome in outcomes)
-            self._set_aside += sum(outcome.set_aside for outcome in outcomes)
-            self._batches += 1
-        for item, outcome in zip(items, outcomes):
-            _settle(item, outcome)
-        if any(
-            isinstance(entry, Arrival) and entry.changes.pending is not None for item in items for entry in item.entries
-        ):
-            self._on_pending()
+            self._fail(writer, items, Unavailable(f"Recording failed: {error}."))
 
-    def _disconnect(self) -> None:
-        if self._session is not None:
-            self._session.close()
-            self._session = None
-
-    def _fail(self, items: list[_Item], error: StoreError) -> None:
-        self._disconnect()
+    def _fail(self, writer: Writer, items: list[_Item], error: StoreError) -> None:
+        writer.disconnect()
         for item in items:
-            _settle(item, failure=error)
+            item.settle(None, error)
         self._out_of_reach(error)
 
-    def _record(self, items: list[_Item]) -> list[Outcome]:
-        """Commits the entries of all items, those that the database refuses set aside; the outcome of each item."""
+    def _record(self, writer: Writer, items: list[_Item]) -> None:
+        """Commits the entries of all items, those that the database refuses set aside, and settles the items."""
+        running = True
+
+        def others_see_it() -> None:
+            nonlocal running
+            with self._work:
+                if running:
+                    running = False
+                    self._running -= 1
+                    if self._queue:
+                        self._work.notify()
+
         entries = [entry for item in items for entry in item.entries]
-        refused: set[int] = set()
         try:
-            self._commit(entries)
-        except Rejected as error:
-            refused = self._split(entries, error)
+            refused = writer.record(entries)
+        finally:
+            others_see_it()
+            with self._work:
+                self._writing -= 1
+                if self._stopping:
+                    self._work.notify_all()
         outcomes = []
         position = 0
         for item in items:
@@ -287,63 +370,30 @@ class Recorder:
                 aside += isinstance(entry, SetAside) or position in refused
                 position += 1
             outcomes.append(Outcome(len(item.entries) - aside, aside))
-        return outcomes
+        with self._work:
+            self._recorded += sum(outcome.recorded for outcome in outcomes)
+            self._set_aside += sum(outcome.set_aside for outcome in outcomes)
+            self._batches += 1
+        for item, outcome in zip(items, outcomes):
+            item.settle(outcome)
+        if any(isinstance(entry, Arrival) and entry.changes.pending is not None for entry in entries):
+            self._on_pending()
 
-    def _split(self, entries: Sequence[Entry], error: Rejected, offset: int = 0) -> set[int]:
-        """Halves what was refused until only the entries at fault are left, and sets those aside."""
-        if len(entries) == 1:
-            _log.error("An event was set aside: %s", error)
-            self._commit([set_aside_of(entries[0], str(error))])
-            return {offset}
-        refused: set[int] = set()
-        middle = len(entries) // 2
-        for start, half in ((0, entries[:middle]), (middle, entries[middle:])):
-            try:
-                self._commit(half)
-            except Rejected as half_error:
-                refused |= self._split(half, half_error, offset + start)
-        return refused
-
-    def _commit(self, entries: Sequence[Entry]) -> None:
-        assert self._session is not None
-        self._step_began = self._clock()
-        untimed = {entry.event.id for entry in entries if isinstance(entry, Arrival) and entry.untimed}
-        if untimed:
-            # The time of such an event is when it first came, so a repetition must not bring its facts again.
-            known = self._session.known_untimed(untimed)
-            entries = [
-                entry
-                for entry in entries
-                if not (isinstance(entry, Arrival) and entry.untimed and entry.event.id in known)
-            ]
-        batch = Batch(entries)
-        for attempt in range(_CONFLICT_ATTEMPTS):
-            try:
-                self._session.record(batch, self._utc_now())
-                return
-            except Conflict:
-                if attempt == _CONFLICT_ATTEMPTS - 1:
-                    raise
-                time.sleep(0.01 * 2**attempt)
-
-    def _purge(self) -> None:
-        if self._session is None or self._clock() < self._next_purge:
+    def _purge(self, writer: Writer) -> None:
+        if not writer.connected or self._clock() < self._next_purge:
             return
         before = "0001-01-01 00:00:00.000000"
         if self._retention_seconds is not None:
             before = self._utc_before(self._retention_seconds)
-        self._step_began = self._clock()
         try:
-            gone = self._session.purge(before, self._set_aside_kept, _PURGE_LIMIT)
+            gone = writer.purge(before, self._set_aside_kept, _PURGE_LIMIT)
         except StoreError as error:
             _log.warning("Old events could not be removed: %s", error)
-            self._disconnect()
+            writer.disconnect()
             gone = 0
         # While there is more to remove, a little after each batch; notifications never wait for all of it.
         self._next_purge = self._clock() + (1.0 if gone == _PURGE_LIMIT else _PURGE_SECONDS)
 
 
-def _settle(item: _Item, outcome: Outcome | None = None, failure: StoreError | None = None) -> None:
-    item.outcome = outcome
-    item.failure = failure
-    item.done.release()
+def _has_untimed(item: _Item) -> bool:
+    return any(isinstance(entry, Arrival) and entry.untimed for entry in item.entries)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -584,6 +585,41 @@ def test_what_the_database_refuses_is_set_aside_alone(database_flags: list[str])
         assert "not_this_one" in reason.replace(" ", "_")
         assert json.loads(kept)["digest"] == REFUSED
         assert_all_there(database_flags, load.acknowledged)
+
+
+def test_connections_that_the_database_ends_under_load_refuse_and_lose_nothing(pg_conn_str: str) -> None:
+    flags = ["-pg-conn-str", pg_conn_str]
+    with run_daemon(*flags) as daemon, closing(pg_connect(pg_conn_str)) as operator:
+        answers_with(daemon, 200)
+        load = Load(daemon.port, "load")
+        for count in range(100, 600, 100):
+            load.await_acknowledged(count)
+            # Now one of its connections, now all of them.
+            operator.run(
+                "select pg_terminate_backend(pid) from (select pid from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid() order by random() limit :some) ended",
+                some=1 if count % 200 else 10,
+            )
+        load.await_acknowledged(len(load.acknowledged) + 100)
+        load.end()
+        assert "Traceback" not in daemon.log()
+    assert load.statuses == {200}
+    assert_all_there(flags, load.acknowledged)
+
+
+def test_a_database_that_grants_few_connections_is_written_to_all_the_same(pg_conn_str: str) -> None:
+    with closing(pg_connect(pg_conn_str)) as operator:
+        name = f"modest_{uuid.uuid4().hex}"
+        operator.run(f"create role {name} login connection limit 2")
+        operator.run(f"grant create on database {pg_conn_str.split('dbname=')[1].split()[0]} to {name}")
+        with run_daemon("-pg-conn-str", pg_conn_str.replace("user=postgres", f"user={name}")) as daemon:
+            answers_with(daemon, 200)
+            load = Load(daemon.port, "load")
+            load.await_acknowledged(200)
+            load.end()
+            assert load.statuses == {200}
+            assert "answered 503" not in daemon.log()
+    assert_all_there(["-pg-conn-str", pg_conn_str], load.acknowledged)
 
 
 @pytest.mark.parametrize("state", ["40001", "40P01"])

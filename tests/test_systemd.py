@@ -288,6 +288,7 @@ class StuckSession:
 
     description = "test's database"
     alternative = ""
+    writers = 1
 
     def record(self, *_: Any) -> None:
         self.entered.set()

@@ -105,6 +105,10 @@ class Database(Protocol):
     def alternative(self) -> str:
         """A sentence on what an operator can use instead when it was never reached; empty when there is nothing."""
 
+    @property
+    def writers(self) -> int:
+        """How many sessions that record at a time are of use: more than one where they can overlap."""
+
     def connect(self) -> Session:
         """A new session on the database, whose schema is made or upgraded when it must be.
 

@@ -67,6 +67,10 @@ class PostgresDatabase:
     def alternative(self) -> str:
         return "To keep the data in a file instead of Postgres, start with -sqlite FILE."
 
+    @property
+    def writers(self) -> int:
+        return 2
+
     def connect(self) -> PostgresSession:
         _require_driver()
         with _translated(self.description):

@@ -49,6 +49,10 @@ class SqliteDatabase:
     def alternative(self) -> str:
         return ""
 
+    @property
+    def writers(self) -> int:
+        return 1
+
     def connect(self) -> SqliteSession:
         if sqlite3.sqlite_version_info < OLDEST:
             raise Unavailable(
