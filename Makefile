@@ -27,9 +27,9 @@ lint: venv
 	$(BIN)/ruff format --check regstat.py regstat_lib tests deploy bench
 	$(BIN)/mypy regstat.py regstat_lib deploy/build_pyz.py
 
-# One file with everything inside: see deploy/build_pyz.py.
-dist: venv
-	$(BIN)/python deploy/build_pyz.py dist/regstat.pyz
+# One file with everything inside: see deploy/build_pyz.py. It needs pip, and nothing of what the tests need.
+dist:
+	$(PYTHON) deploy/build_pyz.py dist/regstat.pyz
 	@ls -l dist/regstat.pyz
 
 venv: $(VENV)/done

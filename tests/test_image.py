@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containers import Podman, debian_tree, running_podman, skip_without
+from containers import Podman, debian_tree, run, running_podman, skip_without
 from envelopes import digest_of, envelope, event, image
 from running_daemon import ROOT, await_condition
 
@@ -76,10 +78,23 @@ def test_the_image_says_how_it_is_run(podman: Podman) -> None:
     assert podman.inspect(IMAGE)["Healthcheck"]["Test"][0] == "CMD", "a shell is not needed"
 
 
-def test_the_one_file_is_all_that_is_added_to_the_base(podman: Podman) -> None:
+def test_the_one_file_is_all_that_is_added_to_the_base(podman: Podman, tmp_path: Path) -> None:
     changed = json.loads(podman("diff", "--format", "json", IMAGE, BASE))
     assert changed == {"added": ["/data", "/regstat.pyz"]}
-    assert podman("run", "--rm", "--network", "none", "--entrypoint", "ls", IMAGE, "-A", "/data") == ""
+    run(sys.executable, ROOT / "deploy/build_pyz.py", tmp_path / "regstat.pyz")
+    built = hashlib.sha256((tmp_path / "regstat.pyz").read_bytes()).hexdigest()
+    asked = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--entrypoint",
+        "sh",
+        IMAGE,
+        "-c",
+        "sha256sum /regstat.pyz; ls -A /data",
+    ]
+    assert podman(*asked) == f"{built}  /regstat.pyz\n"
 
 
 def test_arguments_are_appended_and_a_user_without_rights_records_what_a_volume_keeps(podman: Podman) -> None:
