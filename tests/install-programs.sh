@@ -17,6 +17,7 @@ done <<PACKAGES
 /usr/sbin/runc runc
 /usr/lib/podman/netavark netavark
 /usr/lib/podman/aardvark-dns aardvark-dns
+/usr/sbin/iptables iptables
 /usr/bin/systemd-nspawn systemd-container
 /sbin/ip iproute2
 PACKAGES

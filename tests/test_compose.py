@@ -30,7 +30,7 @@ PASSWORD = 'it\'s a "password"'
 @pytest.fixture
 def podman(tmp_path: Path) -> Iterator[Podman]:
     """A podman that has all images of the compose file but the one that is built."""
-    skip_without("buildah", "podman", "runc", "netavark", "skopeo", "nsenter")
+    skip_without("buildah", "podman", "runc", "netavark", "aardvark-dns", "iptables", "ip", "skopeo", "nsenter")
     (base,) = re.findall(r"^ARG PYTHON=(\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
     registry, postgres = re.findall(r"^    image: (\S+)$", COMPOSE.read_text(), re.M)
     (tmp_path / "registry").write_text(
