@@ -1,18 +1,18 @@
 # Everything happens in a virtual environment beside this file; nothing is installed outside of it but, where it may
-# (root on Debian), the real registry that the tests need.
+# (root on Debian), the programs that the tests run: a real registry, and what builds and runs containers.
 PYTHON ?= python3
 VENV ?= .venv
-# Most tests wait for processes and sockets rather than for a processor.
-PYTEST_FLAGS ?= -n 3
+# Most tests wait for processes and sockets rather than for a processor. Those of a group share what is dear to make.
+PYTEST_FLAGS ?= -n 3 --dist loadgroup
 BIN = $(VENV)/bin
 
-.PHONY: test test-matrix lint dist venv registry
+.PHONY: test test-matrix lint dist venv programs
 
-test: venv registry lint
+test: venv programs lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 # The tests with every Python from 3.9 to 3.13 that is on the machine, each in a virtual environment of its own.
-test-matrix: registry
+test-matrix: programs
 	@$(PYTHON) tests/interpreters.py >.interpreters
 	@echo "Found:"; cat .interpreters
 	@failed=; while read -r version path; do \
@@ -27,9 +27,9 @@ lint: venv
 	$(BIN)/ruff format --check regstat.py regstat_lib tests deploy bench
 	$(BIN)/mypy regstat.py regstat_lib deploy/build_pyz.py
 
-# One file with everything inside: see deploy/build_pyz.py.
-dist: venv
-	$(BIN)/python deploy/build_pyz.py dist/regstat.pyz
+# One file with everything inside: see deploy/build_pyz.py. It needs pip, and nothing of what the tests need.
+dist:
+	$(PYTHON) deploy/build_pyz.py dist/regstat.pyz
 	@ls -l dist/regstat.pyz
 
 venv: $(VENV)/done
@@ -39,5 +39,5 @@ $(VENV)/done: requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-registry:
-	@sh tests/install-registry.sh
+programs:
+	@sh tests/install-programs.sh

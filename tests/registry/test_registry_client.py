@@ -40,6 +40,7 @@ from regstat_lib.registry import (
     Trouble,
 )
 from regstat_lib.registry.client import MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES
+from regstat_lib.registry.transport import _Socket
 
 BODY = index_manifest()
 PASSWORD = "s3cr3t-Pass"
@@ -399,6 +400,15 @@ def test_a_server_that_drips_does_not_hold_a_worker(
     assert error.trouble is Trouble.UNREACHABLE
     assert "within the time limit" in str(error)
     assert time.monotonic() - started < 3
+
+
+def test_a_deadline_that_passes_between_two_reads_is_a_time_out() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, _Socket(fileno=ours.detach()) as connection:
+        connection.deadline = time.monotonic()
+        theirs.sendall(b"too late")
+        with connection.makefile("rb") as file, pytest.raises(socket.timeout):
+            file.read(1)
 
 
 def test_a_tls_handshake_that_does_not_come_is_not_waited_for(closed: Any, client_for: ClientFor) -> None:
