@@ -492,3 +492,25 @@ on conflict do nothing;
 -- if staged_contents
 delete from {s}pending_manifests
 where digest in (select manifest_digest from {staged_contents} where staged.complete = 1);
+
+-- From here on: since version 3.
+
+-- set summed (manifest_digest text)
+-- what is kept of contents follows from their links and, for an index, from those of its children
+-- if staged_contents
+select manifest_digest from {staged_contents}
+union
+select l.manifest_digest
+from {staged_contents} join {s}manifest_blob l on l.blob_digest = staged.manifest_digest and l.kind = 'manifest'
+union
+select l.manifest_digest
+from {staged_contents} join {s}deleted_manifest_blob l on l.blob_digest = staged.manifest_digest and l.kind = 'manifest';
+
+-- if summed
+insert into {s}contents (manifest_digest, complete, size, platforms)
+select k.manifest_digest, k.complete, f.size, f.platforms
+from {summed}
+join {s}contents k on k.manifest_digest = summed.manifest_digest
+join {s}sums_of_contents f on f.manifest_digest = k.manifest_digest
+where true
+on conflict (manifest_digest) do update set size = excluded.size, platforms = excluded.platforms;
