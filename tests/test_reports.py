@@ -237,6 +237,21 @@ def test_the_size_of_an_index_has_each_part_once(registry: Registry) -> None:
     assert (row["size"], row["platforms"]) == (300 + 2 * 500 + 3 * 10, 2)
 
 
+def test_the_size_of_an_index_is_known_as_soon_as_its_children_are_in_whatever_order_they_are_learned(
+    registry: Registry,
+) -> None:
+    registry.tell(index(INDEX_1, IMAGE_1, IMAGE_2, tag="v1", **at(3)))
+    assert registry.column("size", "images") == [None]
+    registry.tell(*pushed(IMAGE_2, LAYER_2, LAYER_1, **at(4)))
+    assert registry.column("size", "images") == [None]
+    registry.tell(*pushed(IMAGE_1, CONFIG_1, LAYER_1, **at(5)))
+    (row,) = registry.report("images")
+    assert (row["size"], row["platforms"]) == (300 + 2 * 500 + 3 * 10, 2)
+    # Deleted parts are parts all the same.
+    registry.tell(delete(IMAGE_1, **at(6)), delete(LAYER_2, **at(6)))
+    assert registry.column("size", "images") == [row["size"]]
+
+
 def test_a_size_that_is_not_known_is_unknown_and_never_zero(registry: Registry) -> None:
     registry.tell(event("push", IMAGE_1, tag="v1", media_type=IMAGE, **at(3)))
     assert registry.column("size", "images") == [None]

@@ -9,43 +9,39 @@ alter table {s}contents {add_column} platforms bigint;
 
 -- All that a manifest is made of beside itself: what it references, and of an index what its children reference; foreign
 -- layers and subjects left out. With `known` 0 there is more, of which nothing is known; a digest may come twice.
-create view {s}parts as
-select l.manifest_digest, l.blob_digest as digest, l.size, 1 as known
-from {s}links l
-where coalesce(l.kind, '') not in ('foreign', 'subject')
-union all
-select l.manifest_digest, coalesce(p.blob_digest, l.blob_digest), p.size,
-    case when c.manifest_digest is null or p.kind = 'manifest' then 0 else 1 end
-from {s}links l
-left join {s}contents c on c.manifest_digest = l.blob_digest
-left join {s}links p on p.manifest_digest = l.blob_digest
-where l.kind = 'manifest' and coalesce(p.kind, '') not in ('foreign', 'subject');
-
--- What `contents` keeps of its manifests, from their links.
-create view {s}sums_of_contents as
-select k.manifest_digest,
-    (
-        select case when count(*) = count(p.size) and min(p.known) = 1 then cast(sum(p.size) as bigint) end
-        from (
-            select max(a.size) as size, min(a.known) as known
-            from {s}parts a
-            where a.manifest_digest = k.manifest_digest
-            group by a.digest
-        ) p
-    ) as size,
-    (
-        select case when count(*) > 0 then {greatest}(count(case when l.kind = 'manifest' then 1 end), 1) end
+insert into {s}contents (manifest_digest, complete, size)
+select k.manifest_digest, k.complete, cast(sum(p.size) as bigint)
+from (
+    select a.manifest_digest, max(a.size) as size, min(a.known) as known
+    from (
+        select l.manifest_digest, l.blob_digest as digest, l.size, 1 as known
         from {s}links l
-        where l.manifest_digest = k.manifest_digest and coalesce(l.kind, '') <> 'foreign'
-    ) as platforms
-from {s}contents k;
-
-insert into {s}contents (manifest_digest, complete, size, platforms)
-select k.manifest_digest, k.complete, f.size, f.platforms
-from {s}contents k
-join {s}sums_of_contents f on f.manifest_digest = k.manifest_digest
+        where coalesce(l.kind, '') not in ('foreign', 'subject')
+        union all
+        select l.manifest_digest, c.blob_digest, c.size, case when c.kind = 'manifest' then 0 else 1 end
+        from {s}links l
+        join {s}links c on c.manifest_digest = l.blob_digest
+        where l.kind = 'manifest' and coalesce(c.kind, '') not in ('foreign', 'subject')
+        union all
+        select l.manifest_digest, l.blob_digest, null, 0
+        from {s}links l
+        where l.kind = 'manifest' and not exists (select 1 from {s}contents c where c.manifest_digest = l.blob_digest)
+    ) a
+    group by a.manifest_digest, a.digest
+) p
+join {s}contents k on k.manifest_digest = p.manifest_digest
 where true
-on conflict (manifest_digest) do update set size = excluded.size, platforms = excluded.platforms;
+group by k.manifest_digest, k.complete
+having count(*) = count(p.size) and min(p.known) = 1
+on conflict (manifest_digest) do update set size = excluded.size;
+
+insert into {s}contents (manifest_digest, complete, platforms)
+select k.manifest_digest, k.complete, {greatest}(count(case when l.kind = 'manifest' then 1 end), 1)
+from {s}contents k
+join {s}links l on l.manifest_digest = k.manifest_digest
+where coalesce(l.kind, '') <> 'foreign'
+group by k.manifest_digest, k.complete
+on conflict (manifest_digest) do update set platforms = excluded.platforms;
 
 -- What is deleted is little of what happens: the index does not grow with a push or a pull.
 create index {index_schema}events_deletions on {on_schema}events (timestamp) where action = 'delete';
@@ -58,37 +54,47 @@ create index {index_schema}events_deletions on {on_schema}events (timestamp) whe
 create {or_replace}view {s}manifest_facts as
 select m.digest, m.repository_id, m.media_type, m.size, m.pushed, m.pulled, m.first_seen,
     (
-        select max(h.pulled)
-        from {s}links l
-        join {s}holdings h on h.digest = l.manifest_digest and h.repository_id = m.repository_id
-        where l.blob_digest = m.digest and l.kind = 'manifest'
+        select max(p.pulled)
+        from (
+            select h.pulled
+            from {s}manifest_blob l
+            join {s}holdings h on h.digest = l.manifest_digest and h.repository_id = m.repository_id
+            where l.blob_digest = m.digest and l.kind = 'manifest'
+            union all
+            select h.pulled
+            from {s}deleted_manifest_blob l
+            join {s}holdings h on h.digest = l.manifest_digest and h.repository_id = m.repository_id
+            where l.blob_digest = m.digest and l.kind = 'manifest'
+        ) p
     ) as pulled_in_index,
-    -- Not every manifest says the sizes of its parts: what else is known of those will do.
-    m.size + coalesce(k.size, (
+    -- Schema 1 does not say the sizes of its layers: those of the blobs that are there will do.
+    m.size + coalesce(k.size, case when k.manifest_digest is not null then (
         select case
-                when count(*) = count(p.size) and min(p.known) = 1 then cast(sum(p.size) as bigint)
-                when count(*) = 0 and k.manifest_digest is not null and coalesce(m.media_type, '') not in (
+                when count(*) = 0 and coalesce(m.media_type, '') not in (
                     'application/vnd.oci.image.manifest.v1+json', 'application/vnd.docker.distribution.manifest.v2+json'
                 ) then 0
+                when count(*) = count(p.size) then cast(sum(p.size) as bigint)
             end
         from (
-            select coalesce(
-                    max(a.size),
-                    (select b.size from {s}blobs b where b.digest = a.digest),
-                    (select o.size from {s}manifests o where o.digest = a.digest)
-                ) as size,
-                min(a.known) as known
-            from {s}parts a
-            where a.manifest_digest = m.digest
-            group by a.digest
+            select case
+                    when coalesce(l.kind, '') <> 'manifest'
+                    then coalesce(l.size, (select b.size from {s}blobs b where b.digest = l.blob_digest))
+                end as size
+            from {s}manifest_blob l
+            where l.manifest_digest = m.digest and coalesce(l.kind, '') not in ('foreign', 'subject')
+            union all
+            select case when coalesce(l.kind, '') <> 'manifest' then l.size end
+            from {s}deleted_manifest_blob l
+            where l.manifest_digest = m.digest and coalesce(l.kind, '') not in ('foreign', 'subject')
         ) p
-    )) as image_size,
+    ) end) as image_size,
     case
         when m.media_type in (
             'application/vnd.oci.image.manifest.v1+json', 'application/vnd.docker.distribution.manifest.v2+json'
         ) then 1
         else k.platforms
-    end as platforms
+    end as platforms,
+    m.as_manifest, m.deleted
 from {s}holdings m
 left join {s}contents k on k.manifest_digest = m.digest
 where m.as_manifest is not null;
@@ -110,16 +116,42 @@ join {s}manifest_facts m on m.digest = t.manifest_digest
 join {s}repository_names r on r.id = m.repository_id
     and coalesce(r.registry = t.registry and r.repository = t.repository, false);
 
+create {or_replace}view {s}untagged_manifests as
+select nullif(r.registry, '') as registry, nullif(r.repository, '') as repository, h.digest, h.media_type, h.size,
+    h.pushed, h.pulled, h.first_seen,
+    case
+        when exists (select 1 from {s}pending_manifests p where p.digest = h.digest)
+            or h.repository_id in (select u.repository_id from {s}unknown_contents u where u.live = 1)
+            or exists (select 1 from {s}unknown_contents u where u.repository_id = 0 and u.live = 1)
+        then 'contents unknown'
+        when h.pushed is null then 'push not seen'
+    end as doubt,
+    h.repository_id, h.pulled_in_index, h.image_size, h.platforms
+from {s}manifest_facts h
+join {s}repository_names r on r.id = h.repository_id
+where (h.deleted >= h.as_manifest) is not true
+    and not exists (
+        select 1 from {s}sightings g
+        where g.manifest_digest = h.digest and (g.repository_id = h.repository_id or h.repository_id = 0)
+            and g.sighted > coalesce(g.deleted, '0001-01-01') and g.sighted > coalesce(h.deleted, '0001-01-01')
+    )
+    and not exists (
+        select 1 from {s}manifest_blob l
+        where l.blob_digest = h.digest and coalesce(l.kind, 'manifest') <> 'subject'
+    )
+    and not exists (
+        select 1 from {s}manifest_blob l where l.manifest_digest = h.digest and l.kind = 'subject'
+    );
+
 create {or_replace}view {s}untagged_images as
 select coalesce(u.registry || '/' || u.repository, '') || '@' || u.digest as name, u.registry, u.repository,
     cast(null as text) as tag, u.digest, u.media_type, coalesce(u.pushed, u.first_seen) as pushed,
-    nullif({greatest}(coalesce(m.pulled, '0001-01-01'), coalesce(m.pulled_in_index, '0001-01-01')), '0001-01-01')
+    nullif({greatest}(coalesce(u.pulled, '0001-01-01'), coalesce(u.pulled_in_index, '0001-01-01')), '0001-01-01')
         as last_pulled,
-    m.image_size as size, m.platforms,
+    u.image_size as size, u.platforms,
     {greatest}((select since from {s}watching), coalesce(u.first_seen, '0001-01-01')) as watched_since,
-    u.doubt, m.pulled as pulled_here
-from {s}untagged_manifests u
-join {s}manifest_facts m on m.digest = u.digest and coalesce(m.repository_id = u.repository_id, false);
+    u.doubt, u.pulled as pulled_here
+from {s}untagged_manifests u;
 
 create {or_replace}view {s}images as
 select * from {s}tagged_images
@@ -151,7 +183,7 @@ where h.as_blob is not null and (h.deleted >= h.as_blob) is not true
     and not exists (select 1 from {s}manifests m where m.digest = h.digest);
 
 -- What was deleted in a repository and is not there again.
-create view {s}gone as
+create view {s}deleted_holdings as
 select h.digest, h.repository_id, h.as_blob, h.as_manifest, h.deleted
 from {s}holdings h
 where h.deleted is not null
@@ -182,12 +214,12 @@ select m.registry, m.repository, m.digest, m.media_type, x.missing, x.kind, x.si
     m.repository_id
 from (
     select l.manifest_digest, b.repository_id, l.blob_digest as missing, l.kind, l.size, b.deleted as gone
-    from {s}gone b
+    from {s}deleted_holdings b
     join {s}links l on l.blob_digest = b.digest
     where (b.as_manifest is null or b.as_blob is not null) and coalesce(l.kind, '') not in ('foreign', 'subject')
     union all
     select l.manifest_digest, b.repository_id, l.blob_digest, l.kind, l.size, b.deleted
-    from {s}gone b
+    from {s}deleted_holdings b
     join {s}links l on l.blob_digest = b.digest
     where b.as_manifest is not null and b.as_blob is null and l.kind = 'manifest'
     union all

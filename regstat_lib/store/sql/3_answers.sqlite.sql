@@ -2,6 +2,7 @@
 drop view images;
 drop view tagged_images;
 drop view untagged_images;
+drop view untagged_manifests;
 drop view manifest_facts;
 drop view orphaned_blobs;
 drop view broken_manifests;
