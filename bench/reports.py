@@ -257,7 +257,7 @@ def run(arguments: tuple[str, ...], conn_str: str) -> Run:
     reader = threading.Thread(target=lambda: errors.append(err.read()))
     reader.start()
     first, rows = 0.0, 0
-    while some := os.read(out.fileno(), 1 << 20):
+    while some := os.read(out.fileno(), 1 << 16):
         first = first or time.monotonic() - began
         rows += some.count(b"\n")
     _, status, usage = os.wait4(process.pid, 0)

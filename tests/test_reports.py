@@ -425,6 +425,12 @@ def test_bytes_count_a_shared_blob_once_for_a_repository_and_once_for_the_regist
     assert (summary["registries"], summary["tags"], summary["bytes"]) == (1, 1, 520)
 
 
+def test_a_blob_of_which_one_repository_knows_the_size_counts_with_it(registry: Registry) -> None:
+    registry.tell(event("push", LAYER_1, media_type=BLOB, **at(3)), *blobs(LAYER_1, repository="team/web", **at(3)))
+    (summary,) = registry.report("summary")
+    assert (summary["blobs"], summary["bytes"], summary["unknown_sizes"]) == (1, 10, 0)
+
+
 def test_what_was_deleted_counts_no_more(registry: Registry) -> None:
     registry.tell(*pushed(IMAGE_1, CONFIG_1, tag="v1", **at(3)), delete(IMAGE_1, **at(4)), delete(CONFIG_1, **at(4)))
     assert registry.report("repositories") == []

@@ -397,8 +397,8 @@ class PostgresReading:
 class _CopyLines:
     """What pg8000 writes the lines of a COPY to: the text format (Postgres documentation, COPY).
 
-    pg8000 reads a message for each line. Those that have come with it are taken from its buffer together, which costs
-    a third: CopyData is "d", four bytes of length and the line, in which no other byte is a line feed.
+    pg8000 reads a message for each line. Those that have come with it are taken from its buffer together, in fewer
+    calls: CopyData is "d", four bytes of length and the line, in which no other byte is a line feed.
     """
 
     def __init__(self, sink: Sink, link: Any) -> None:
