@@ -53,7 +53,7 @@ def written(form: str, report: Report, width: int | None = None, bold: bool = Fa
     parts: list[str] = []
     out = writer(form, report.columns, parts.append, width, bold=bold)
     for row in ROWS[report.name]:
-        out.row(row)
+        out.rows([row])
     out.end()
     return "".join(parts)
 
@@ -166,7 +166,7 @@ def test_memory_does_not_grow_with_the_rows(form: str) -> None:
     out = writer(form, columns, lambda _: None, 80)
     tracemalloc.start()
     for number in range(30_000):
-        out.row((f"image {number}", number, PUSHED))
+        out.rows([(f"image {number}", number, PUSHED)])
     out.end()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

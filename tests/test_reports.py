@@ -237,6 +237,21 @@ def test_the_size_of_an_index_has_each_part_once(registry: Registry) -> None:
     assert (row["size"], row["platforms"]) == (300 + 2 * 500 + 3 * 10, 2)
 
 
+def test_the_size_of_an_index_is_known_as_soon_as_its_children_are_in_whatever_order_they_are_learned(
+    registry: Registry,
+) -> None:
+    registry.tell(index(INDEX_1, IMAGE_1, IMAGE_2, tag="v1", **at(3)))
+    assert registry.column("size", "images") == [None]
+    registry.tell(*pushed(IMAGE_2, LAYER_2, LAYER_1, **at(4)))
+    assert registry.column("size", "images") == [None]
+    registry.tell(*pushed(IMAGE_1, CONFIG_1, LAYER_1, **at(5)))
+    (row,) = registry.report("images")
+    assert (row["size"], row["platforms"]) == (300 + 2 * 500 + 3 * 10, 2)
+    # Deleted parts are parts all the same.
+    registry.tell(delete(IMAGE_1, **at(6)), delete(LAYER_2, **at(6)))
+    assert registry.column("size", "images") == [row["size"]]
+
+
 def test_a_size_that_is_not_known_is_unknown_and_never_zero(registry: Registry) -> None:
     registry.tell(event("push", IMAGE_1, tag="v1", media_type=IMAGE, **at(3)))
     assert registry.column("size", "images") == [None]
@@ -408,6 +423,12 @@ def test_bytes_count_a_shared_blob_once_for_a_repository_and_once_for_the_regist
     assert (summary["registries"], summary["manifests"], summary["bytes"]) == (2, 3, 1550)
     (summary,) = registry.report("summary", "--registry", "other*")
     assert (summary["registries"], summary["tags"], summary["bytes"]) == (1, 1, 520)
+
+
+def test_a_blob_of_which_one_repository_knows_the_size_counts_with_it(registry: Registry) -> None:
+    registry.tell(event("push", LAYER_1, media_type=BLOB, **at(3)), *blobs(LAYER_1, repository="team/web", **at(3)))
+    (summary,) = registry.report("summary")
+    assert (summary["blobs"], summary["bytes"], summary["unknown_sizes"]) == (1, 10, 0)
 
 
 def test_what_was_deleted_counts_no_more(registry: Registry) -> None:

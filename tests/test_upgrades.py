@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from envelopes import DELETED, LIVE, rows, tables
 from regstat_lib.batch import Arrival, Batch
 from regstat_lib.changes import Repository, changes_of
 from regstat_lib.envelope import parse_envelope
-from regstat_lib.store import Session, postgres, schema, sqlite
+from regstat_lib.store import Session, postgres, schema, sql_text, sqlite
 from regstat_lib.store.connection_string import parse_connection_string
 
 DAY = Path(__file__).parent / "data" / "busy-day-references.jsonl"
@@ -49,18 +50,37 @@ def shape(flags: list[str]) -> set[tuple[Any, ...]]:
     return set(rows(flags, query))
 
 
-@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION))
-def test_an_earlier_version_keeps_its_rows_and_gets_the_shape_of_a_new_database(
-    version: int, database_flags: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def as_of(version: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """regstat makes, and writes to, the schema of that version."""
+    script = sql_text.read("record.sql")
+    for newer in range(version + 1, schema.SCHEMA_VERSION + 1):
+        script = script.partition(f"-- From here on: since version {newer}.\n")[0]
     with monkeypatch.context() as then:
         then.setattr(schema, "_UPGRADES", schema._UPGRADES[:version])
         then.setattr(sqlite, "SCHEMA_VERSION", version)
         then.setattr(postgres, "SCHEMA_VERSION", version)
-        session = connect(database_flags)
-        for batch in recorded_day():
-            session.record(batch, "2026-11-23 20:00:00.000000")
-        session.close()
+        then.setitem(sql_text._TEXTS, "record.sql", script)
+        for made_of_script in (sqlite._script, postgres._record_function, postgres._staged_columns):
+            made_of_script.cache_clear()
+        yield
+    for made_of_script in (sqlite._script, postgres._record_function, postgres._staged_columns):
+        made_of_script.cache_clear()
+
+
+def record_day(flags: list[str]) -> None:
+    session = connect(flags)
+    for batch in recorded_day():
+        session.record(batch, "2026-11-23 20:00:00.000000")
+    session.close()
+
+
+@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION))
+def test_an_earlier_version_keeps_its_rows_and_gets_the_shape_of_a_new_database(
+    version: int, database_flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with as_of(version, monkeypatch):
+        record_day(database_flags)
     which = {**LIVE, **DELETED, **FACTS}
     before, old_shape = tables(database_flags, which), shape(database_flags)
     assert before["tags"]
@@ -74,3 +94,17 @@ def test_an_earlier_version_keeps_its_rows_and_gets_the_shape_of_a_new_database(
         new = ["-sqlite", database_flags[1] + ".new"]
         connect(new).close()
         assert shape(database_flags) == shape(new)
+
+
+@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION))
+def test_what_is_kept_of_contents_is_as_if_they_had_been_learned_by_this_version(
+    version: int, database_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with as_of(version, monkeypatch):
+        record_day(database_flags)
+    connect(database_flags).close()
+    new = ["-sqlite", str(tmp_path / "new.db")]
+    record_day(new)
+    query = "select manifest_digest, complete, size, platforms from {s}contents"
+    assert sorted(rows(database_flags, query)) == sorted(rows(new, query))
+    assert any(row[2] for row in rows(new, query))

@@ -186,7 +186,7 @@ class _Output:
 
     def notes(self, reading: Reading, notes: Sequence[Note]) -> None:
         for note in notes:
-            reading.stream(note.sql, note.parameters, lambda row, note=note: self._say(note, row))  # type: ignore[misc]
+            reading.stream(note.sql, note.parameters, lambda rows, note=note: self._say(note, *rows))  # type: ignore[misc]
 
     def _say(self, note: Note, row: Sequence[Any]) -> None:
         if str(row[0]) not in ("0", "None"):
@@ -196,16 +196,15 @@ class _Output:
     def answer(self, reading: Reading, asked: Query, *, once: bool = False) -> None:
         self.notes(reading, asked.notes)
         if once and self.form == "table":
-            reading.stream(asked.sql, asked.parameters, lambda row: self._out.write(vertical(asked.columns, row)))
+            reading.stream(asked.sql, asked.parameters, lambda rows: self._out.write(vertical(asked.columns, *rows)))
             return
-        rows = writer(self.form, asked.columns, self._out.write, self._width, bold=self._bold)
-        reading.stream(asked.sql, asked.parameters, rows.row)
-        rows.end()
+        out = writer(self.form, asked.columns, self._out.write, self._width, bold=self._bold)
+        reading.stream(asked.sql, asked.parameters, out.rows)
+        out.end()
 
     def rows(self, report: Report, rows: Sequence[Sequence[Any]]) -> None:
         out = writer(self.form, report.columns, self._out.write, self._width, bold=self._bold)
-        for row in rows:
-            out.row(row)
+        out.rows(rows)
         out.end()
 
 
@@ -213,7 +212,7 @@ def _history(reading: Reading, question: Question, image: Image, out: _Output) -
     history = History(image.tag)
     reading.stream(*events_query(image, question, reading.matches), history.add)
     standing: list[Sequence[Any]] = []
-    reading.stream(*standing_query(image, question, reading.matches), standing.append)
+    reading.stream(*standing_query(image, question, reading.matches), standing.extend)
     out.notes(
         reading,
         (Note("select min(timestamp) from {s}events", (), "The event log begins at {}; it knows nothing of before."),),

@@ -111,9 +111,12 @@ class History:
         self._tag = tag
         self._periods: list[tuple[str, str, _Period]] = []
 
-    def add(self, row: Row) -> None:
-        """Takes an event."""
-        event = _Event(*row)
+    def add(self, rows: Iterable[Row]) -> None:
+        """Takes events."""
+        for row in rows:
+            self._add(_Event(*row))
+
+    def _add(self, event: _Event) -> None:
         current = self._current(event)
         if event.action == "delete":
             # By its tag, by its manifest, or with its whole repository.

@@ -1,7 +1,7 @@
 """Rows -> text: a table, JSON, JSON lines or CSV. Pure, but for the writing.
 
-A row is taken when it comes and kept no longer than its line; only a table looks at its first rows together, to
-choose its widths. What is null is `null`, an empty CSV field, and a dash in a table.
+Rows are taken as they come, some at a time, and kept no longer than their lines; only a table looks at its first rows
+together, to choose its widths. What is null is `null`, an empty CSV field, and a dash in a table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring_ascii
 from typing import Any, Callable, Protocol
 
@@ -28,7 +28,7 @@ Write = Callable[[str], object]
 class Writer(Protocol):
     """Takes rows in the order of the columns, and `end` once after the last."""
 
-    def row(self, values: Sequence[Any]) -> None: ...
+    def rows(self, rows: Sequence[Sequence[Any]]) -> None: ...
 
     def end(self) -> None: ...
 
@@ -88,55 +88,72 @@ class _Json:
         names = ", ".join(f'"{column.name}": %s' for column in columns)
         self._template = "{" + names + "}"
         self._lines = lines
-        self._separator = "[\n"
+        self._between = "\n" if lines else ",\n"
+        self._empty = True
 
-    def row(self, values: Sequence[Any]) -> None:
-        line = self._template % tuple(
-            ["null" if value is None else encode(value) for encode, value in zip(self._encoders, values)]
-        )
-        if self._lines:
-            self._out.add(line + "\n")
-        else:
-            self._out.add(self._separator + line)
-            self._separator = ",\n"
+    def rows(self, rows: Sequence[Sequence[Any]]) -> None:
+        # Column by column: a call for each costs less than one for each value.
+        columns = [encode(column) for encode, column in zip(self._encoders, zip(*rows))]
+        lines = self._between.join(map(self._template.__mod__, zip(*columns)))
+        if not lines:
+            return
+        if not self._empty:
+            self._out.add(self._between)
+        elif not self._lines:
+            self._out.add("[\n")
+        self._empty = False
+        self._out.add(lines)
 
     def end(self) -> None:
         if not self._lines:
-            self._out.add("[]\n" if self._separator == "[\n" else "\n]\n")
+            self._out.add("[]\n" if self._empty else "\n]\n")
+        elif not self._empty:
+            self._out.add("\n")
         self._out.flush()
 
 
-def _json_encoder(kind: str) -> Callable[[Any], str]:
+def _json_encoder(kind: str) -> Callable[[Sequence[Any]], list[Any]]:
     if kind in _NUMBERS:
-        return str
-    if kind == "time":
-        return lambda value: f'"{rfc3339(value)}"'
-    return encode_basestring_ascii
+        return _json_numbers
+    return _json_times if kind == "time" else _json_texts
+
+
+def _json_numbers(column: Sequence[Any]) -> list[Any]:
+    return ["null" if value is None else value for value in column]
+
+
+def _json_times(column: Sequence[str | None]) -> list[str]:
+    return [f'"{value}"' if value is not None else "null" for value in _rfc3339s(column)]
+
+
+def _json_texts(column: Sequence[str | None]) -> list[str]:
+    return ["null" if value is None else encode_basestring_ascii(value) for value in column]
+
+
+def _rfc3339s(column: Sequence[str | None]) -> list[str | None]:
+    return [value if value is None else rfc3339(value) for value in column]
 
 
 class _Csv:
     def __init__(self, columns: Sequence[Column], write: Write) -> None:
         self._out = _Lines(write)
-        self._line = io.StringIO()
-        self._csv = csv.writer(self._line, lineterminator="\n")
-        self._times = [position for position, column in enumerate(columns) if column.kind == "time"]
-        self._put([column.name for column in columns])
+        self._lines = io.StringIO()
+        self._csv = csv.writer(self._lines, lineterminator="\n")
+        self._times = [column.kind == "time" for column in columns]
+        self._put([[column.name for column in columns]])
 
-    def row(self, values: Sequence[Any]) -> None:
-        fields = list(values)
-        for position in self._times:
-            if fields[position] is not None:
-                fields[position] = rfc3339(fields[position])
-        self._put(fields)
+    def rows(self, rows: Sequence[Sequence[Any]]) -> None:
+        columns = [_rfc3339s(column) if time else column for time, column in zip(self._times, zip(*rows))]
+        self._put(zip(*columns))
 
     def end(self) -> None:
         self._out.flush()
 
-    def _put(self, fields: Sequence[Any]) -> None:
-        self._csv.writerow(fields)
-        self._out.add(self._line.getvalue())
-        self._line.seek(0)
-        self._line.truncate()
+    def _put(self, rows: Iterable[Sequence[Any]]) -> None:
+        self._csv.writerows(rows)
+        self._out.add(self._lines.getvalue())
+        self._lines.seek(0)
+        self._lines.truncate()
 
 
 # Control characters in a name or an agent must not reach the terminal.
@@ -159,14 +176,15 @@ class _Table:
         self._widths: list[int] = []
         self._left_out: list[str] = []
 
-    def row(self, values: Sequence[Any]) -> None:
-        cells = [_cell(column.kind, value) for column, value in zip(self._columns, values)]
-        if self._first is None:
-            self._line(cells)
-            return
-        self._first.append(cells)
-        if len(self._first) == _MEASURED_ROWS:
-            self._begin()
+    def rows(self, rows: Sequence[Sequence[Any]]) -> None:
+        for values in rows:
+            cells = [_cell(column.kind, value) for column, value in zip(self._columns, values)]
+            if self._first is None:
+                self._line(cells)
+                continue
+            self._first.append(cells)
+            if len(self._first) == _MEASURED_ROWS:
+                self._begin()
 
     def end(self) -> None:
         if self._first is not None and not self._first:

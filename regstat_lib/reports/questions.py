@@ -375,11 +375,10 @@ def _unknown_contents(question: Question, matches: Matches) -> Note:
 def _summary(conditions: list[str], parameters: list[Parameter]) -> Query:
     where = " where " + " and ".join(conditions) if conditions else ""
     also = "".join(f" and {condition}" for condition in conditions)
-    # Each repository's digests together, without the repetitions of what several repositories share.
+    # A registry stores once what several of its repositories hold: of those the first counts that knows its size.
     sql = f"""
         select p.registries, p.repositories, (select count(*) from {{s}}tags{where}) as tags,
-            p.manifests - d.manifests as manifests, p.blobs - d.blobs as blobs, p.bytes - d.bytes as bytes,
-            p.unknown_sizes - d.unknown_sizes as unknown_sizes,
+            d.manifests, d.blobs, d.bytes, d.unknown_sizes,
             (select since from {{s}}watching) as watched_since,
             (select min(timestamp) from {{s}}events{where}) as first_event,
             (select max(timestamp) from {{s}}events{where}) as last_event,
@@ -387,26 +386,26 @@ def _summary(conditions: list[str], parameters: list[Parameter]) -> Query:
             (select count(*) from {{s}}unknown_contents where live = 1 and given_up is not null{also}) as given_up,
             (select count(*) from {{s}}set_aside) as set_aside
         from (
-            select count(distinct registry) as registries, count(*) as repositories,
-                coalesce(sum(manifests), 0) as manifests, coalesce(sum(blobs), 0) as blobs,
-                case when count(*) = 0 then 0 else sum(bytes) end as bytes,
-                coalesce(sum(unknown_sizes), 0) as unknown_sizes
-            from {{s}}repositories{where}
+            select count(distinct registry) as registries, count(*) as repositories
+            from (select registry, repository_id from {{s}}held{where} group by registry, repository_id) r
         ) p
         cross join (
-            select coalesce(sum(case when kind = 'manifest' then repeated else 0 end), 0) as manifests,
-                coalesce(sum(case when kind = 'manifest' then 0 else repeated end), 0) as blobs,
-                coalesce(sum(repeated * size), 0) as bytes,
-                coalesce(sum(unknown), 0) as unknown_sizes
-            from (
-                select max(kind) as kind, count(*) - 1 as repeated, max(size) as size,
-                    case when max(size) is null then count(*) - 1 else count(*) - count(size) end as unknown
-                from {{s}}shared{where}
-                group by registry, digest
-            ) e
+            select coalesce(sum(case when h.kind = 'manifest' then 1 else 0 end), 0) as manifests,
+                coalesce(sum(case when h.kind = 'manifest' then 0 else 1 end), 0) as blobs,
+                case when count(*) = 0 then 0 else sum(h.size) end as bytes,
+                count(*) - count(h.size) as unknown_sizes
+            from (select * from {{s}}held{where}) h
+            where not exists (
+                select 1 from (select * from {{s}}held{where}) o
+                where o.digest = h.digest and coalesce(coalesce(o.registry, '') = coalesce(h.registry, ''), false)
+                    and case
+                        when (o.size is null) = (h.size is null) then o.repository_id < h.repository_id
+                        else h.size is null
+                    end
+            )
         ) d
     """
-    return Query(sql, tuple(parameters * 7), SUMMARY.columns, ())
+    return Query(sql, tuple(parameters * 8), SUMMARY.columns, ())
 
 
 def _timed(sql: str) -> str:

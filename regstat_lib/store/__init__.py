@@ -76,6 +76,10 @@ class Session(Protocol):
         """Ends the connection; never raises."""
 
 
+# What takes the rows of an answer.
+Sink = Callable[[Sequence[Sequence[Any]]], object]
+
+
 class Reading(Protocol):
     """A connection that only reads, all of it in one state of the database.
 
@@ -83,9 +87,9 @@ class Reading(Protocol):
     or a text; one that is a text in Postgres may be so here too, and times are texts that may lack trailing zeros.
     """
 
-    def stream(self, sql: str, parameters: Sequence[str | int], sink: Callable[[Sequence[Any]], object]) -> None:
-        """Gives each row to `sink` as it comes, so that memory does not grow with their number. What `sink` raises
-        ends it, and the session with it."""
+    def stream(self, sql: str, parameters: Sequence[str | int], sink: Sink) -> None:
+        """Gives the rows to `sink` as they come, some at a time, so that memory does not grow with their number. What
+        `sink` raises ends it, and the session with it."""
 
     def matches(self, column: str, glob: str) -> tuple[str, str]:
         """A condition that `column` is like `glob` (`*` and `?`, as SQL) and its parameter."""

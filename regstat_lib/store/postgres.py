@@ -10,11 +10,11 @@ import ssl
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from regstat_lib.batch import Batch
 from regstat_lib.changes import Repository
-from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Unavailable
+from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Sink, Unavailable
 from regstat_lib.store.connection_string import ConnectionString, tls_contexts
 from regstat_lib.store.schema import SCHEMA_VERSION, check_readable, upgrade_files
 from regstat_lib.store.sql_text import Relation, fill, fill_sources, read, record_script, statements
@@ -38,6 +38,7 @@ _NAMES = {
     "index_schema": "",
     "on_schema": "regstat.",
     "greatest": "greatest",
+    "or_replace": "or replace ",
     "string_agg": "string_agg",
     "utc_now": "cast(now() at time zone 'utc' as timestamp)",
 }
@@ -350,7 +351,7 @@ class PostgresSession:
 _READING = (
     "reset all; set search_path = pg_catalog; set timezone = 'UTC'; set datestyle = 'ISO';"
     " set client_min_messages = warning; set standard_conforming_strings = on;"
-    " set work_mem = '64MB'; set jit = off; begin isolation level repeatable read read only"
+    " set work_mem = '128MB'; set jit = off; begin isolation level repeatable read read only"
 )
 
 
@@ -372,13 +373,13 @@ class PostgresReading:
             rows = self._connection.run("select version from regstat.schema_version")
             return int(rows[0][0]) if rows else 0
 
-    def stream(self, sql: str, parameters: Sequence[str | int], sink: Callable[[Sequence[Any]], object]) -> None:
+    def stream(self, sql: str, parameters: Sequence[str | int], sink: Sink) -> None:
         # COPY rather than a cursor: it streams as well, takes plans with several workers, which a cursor does not,
         # and its lines cost Python a fraction of pg8000's rows. It has no parameters, so they are literals.
         parts = fill(sql, _NAMES).split("?")
         literals = [*(_literal(parameter) for parameter in parameters), ""]
         query = "".join(part + literal for part, literal in zip(parts, literals))
-        lines = _CopyLines(sink)
+        lines = _CopyLines(sink, self._connection._sock)
         try:
             with _translated(self._description):
                 self._connection.run(f"copy ({query}) to stdout", stream=lines)
@@ -398,26 +399,46 @@ class PostgresReading:
 
 
 class _CopyLines:
-    """What pg8000 writes the lines of a COPY to, one at a time: the text format (Postgres documentation, COPY)."""
+    """What pg8000 writes the lines of a COPY to: the text format (Postgres documentation, COPY).
 
-    def __init__(self, sink: Callable[[Sequence[Any]], object]) -> None:
+    pg8000 reads a message for each line. Those that have come with it are taken from its buffer together, in fewer
+    calls: CopyData is "d", four bytes of length and the line, in which no other byte is a line feed.
+    """
+
+    def __init__(self, sink: Sink, link: Any) -> None:
         self._sink = sink
+        self._link = link
         self.failure: BaseException | None = None
 
     def write(self, line: bytes) -> None:
         try:
-            fields = line[:-1].decode().split("\t")
-            if b"\\" in line:
-                self._sink([None if field == "\\N" else _ESCAPE.sub(_unescaped, field) for field in fields])
-            else:
-                self._sink(fields)
+            lines = [line]
+            # There always is more to come, if only that this was the last line.
+            more = _COPY_DATA.match(self._link.peek())
+            if more is not None:
+                lines += _LINE_OF_COPY_DATA.findall(self._link.read(more.end()))
+            self._sink(_rows(b"".join(lines).decode()))
         except BaseException as error:
             self.failure = error
             raise
 
 
+_COPY_DATA = re.compile(rb"(?:d.{4}[^\n]*\n)+", re.DOTALL)
+_LINE_OF_COPY_DATA = re.compile(rb"d.{4}([^\n]*\n)", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+
+
+def _rows(lines: str) -> list[list[Any]]:
+    rows: list[list[Any]] = [line.split("\t") for line in lines[:-1].split("\n")]
+    if "\\" in lines:
+        # Most of what has a backslash is null, and needs no look at its characters.
+        plain = lines.count("\\") == lines.count("\\N")
+        return [
+            [None if field == "\\N" else field if plain else _ESCAPE.sub(_unescaped, field) for field in row]
+            for row in rows
+        ]
+    return rows
 
 
 def _unescaped(match: re.Match[str]) -> str:

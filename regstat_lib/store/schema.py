@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from regstat_lib.store import SchemaTooNew, SchemaTooOld
+from regstat_lib.store.sql_text import exists
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
-# Version 0 is the original's, or none at all. Each entry brings the schema from the version before it to its own.
+# Version 0 is the original's, or none at all. Each entry brings the schema from the version before it to its own;
+# a file of one engine need not have a counterpart of the other.
 _UPGRADES = (
     ("0_original.sql", "1_facts.{engine}.sql", "1_facts.sql"),
     ("2_views.{engine}.sql", "2_views.sql"),
+    ("3_answers.{engine}.sql", "3_answers.sql"),
 )
 
 
@@ -19,7 +22,7 @@ def upgrade_files(version: int, engine: str) -> list[str]:
         name.format(engine=engine)
         for upgrade in _UPGRADES[version:]
         for name in upgrade
-        if "{engine}" not in name or engine == "postgres"
+        if exists(name.format(engine=engine))
     ]
 
 

@@ -47,6 +47,11 @@ _TEXTS = {
 }
 
 
+def exists(name: str) -> bool:
+    """Whether this package has a `.sql` file of that name."""
+    return name in _TEXTS
+
+
 def read(name: str) -> str:
     """The text of a `.sql` file of this package."""
     return _TEXTS[name]

@@ -7,11 +7,11 @@ import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from regstat_lib.batch import Batch
 from regstat_lib.changes import Repository
-from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Unavailable
+from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Sink, Unavailable
 from regstat_lib.store.schema import SCHEMA_VERSION, check_readable, upgrade_files
 from regstat_lib.store.sql_text import Statement, fill, fill_sources, read, record_script, statements
 from regstat_lib.store.staged import staged_rows
@@ -29,6 +29,7 @@ _NAMES = {
     "index_schema": "",
     "on_schema": "",
     "greatest": "max",
+    "or_replace": "",
     "string_agg": "group_concat",
     "utc_now": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
 }
@@ -304,7 +305,7 @@ class SqliteReading:
         self._connection = connection
         self._description = description
 
-    def stream(self, sql: str, parameters: Sequence[str | int], sink: Callable[[Sequence[Any]], object]) -> None:
+    def stream(self, sql: str, parameters: Sequence[str | int], sink: Sink) -> None:
         with _translated(self._description):
             rows = self._connection.execute(fill(sql, _NAMES), tuple(parameters))
         while True:
@@ -312,8 +313,7 @@ class SqliteReading:
                 some = rows.fetchmany(1000)
             if not some:
                 return
-            for row in some:
-                sink(row)
+            sink(some)
 
     def matches(self, column: str, glob: str) -> tuple[str, str]:
         return f"{column} glob ?", glob.replace("[", "[[]")

@@ -492,3 +492,77 @@ on conflict do nothing;
 -- if staged_contents
 delete from {s}pending_manifests
 where digest in (select manifest_digest from {staged_contents} where staged.complete = 1);
+
+-- From here on: since version 3.
+
+-- set summed (manifest_digest text)
+-- what follows from contents is new for the manifests they are of, and for the indexes that these are in
+-- if staged_contents
+select manifest_digest from {staged_contents}
+union
+select l.manifest_digest
+from {staged_contents} join {s}manifest_blob l on l.blob_digest = staged.manifest_digest and l.kind = 'manifest'
+union
+select l.manifest_digest
+from {staged_contents} join {s}deleted_manifest_blob l on l.blob_digest = staged.manifest_digest and l.kind = 'manifest';
+
+-- set sources (manifest_digest text, source text)
+-- whose references are parts of a manifest: its own and its children's
+-- if summed
+select summed.manifest_digest, summed.manifest_digest from {summed}
+union
+select l.manifest_digest, l.blob_digest
+from {summed} join {s}manifest_blob l on l.manifest_digest = summed.manifest_digest and l.kind = 'manifest'
+union
+select l.manifest_digest, l.blob_digest
+from {summed} join {s}deleted_manifest_blob l on l.manifest_digest = summed.manifest_digest and l.kind = 'manifest';
+
+-- set parts (manifest_digest text, digest text, size bigint, known integer)
+-- what each is made of beside itself; known = 0 when there is more, of which nothing is known
+-- if summed
+select a.manifest_digest, a.digest, max(a.size), min(a.known)
+from (
+    select sources.manifest_digest, l.blob_digest as digest, l.size,
+        case when l.kind = 'manifest' and sources.source <> sources.manifest_digest then 0 else 1 end as known
+    from {sources} join {s}manifest_blob l on l.manifest_digest = sources.source
+    where coalesce(l.kind, '') not in ('foreign', 'subject')
+    union all
+    select sources.manifest_digest, l.blob_digest, l.size,
+        case when l.kind = 'manifest' and sources.source <> sources.manifest_digest then 0 else 1 end
+    from {sources} join {s}deleted_manifest_blob l on l.manifest_digest = sources.source
+    where coalesce(l.kind, '') not in ('foreign', 'subject')
+    union all
+    select sources.manifest_digest, sources.source, null, 0
+    from {sources}
+    where not exists (select 1 from {s}contents c where c.manifest_digest = sources.source)
+) a
+group by a.manifest_digest, a.digest;
+
+-- contents: the bytes of all parts, unless one is not known
+-- if parts
+insert into {s}contents (manifest_digest, complete, size)
+select k.manifest_digest, k.complete,
+    case when count(*) = count(parts.size) and min(parts.known) = 1 then sum(parts.size) end
+from {parts}
+join {s}contents k on k.manifest_digest = parts.manifest_digest
+where true
+group by k.manifest_digest, k.complete
+on conflict (manifest_digest) do update set size = excluded.size;
+
+-- contents: the platforms, one if there are no children
+-- if summed
+insert into {s}contents (manifest_digest, complete, platforms)
+select k.manifest_digest, k.complete, case
+    when exists (
+        select 1 from {s}manifest_blob l
+        where l.manifest_digest = k.manifest_digest and coalesce(l.kind, '') <> 'foreign'
+    ) or exists (select 1 from {s}deleted_manifest_blob l where l.manifest_digest = k.manifest_digest)
+    then {greatest}(
+        (select count(*) from {s}manifest_blob l where l.manifest_digest = k.manifest_digest and l.kind = 'manifest')
+        + (select count(*) from {s}deleted_manifest_blob l where l.manifest_digest = k.manifest_digest and l.kind = 'manifest'),
+        1
+    ) end
+from {summed}
+join {s}contents k on k.manifest_digest = summed.manifest_digest
+where true
+on conflict (manifest_digest) do update set platforms = excluded.platforms;
