@@ -502,10 +502,14 @@ def _record_function() -> str:
         sql = fill_sources(statement.sql, _NAMES, source)
         if statement.keeps is not None:
             columns = [column for column, _ in statement.keeps.columns]
+            arrays = [f"array_agg(q.{column})" for column in columns]
+            variables_of_it = [_variable(statement.keeps, column) for column in columns]
+            if statement.adds:
+                arrays = [f"{variable} || {array}" for variable, array in zip(variables_of_it, arrays)]
+            # An upsert can only be read from where it has a name.
             sql = (
-                f"select {', '.join(f'array_agg(q.{column})' for column in columns)}"
-                f" into {', '.join(_variable(statement.keeps, column) for column in columns)}"
-                f" from ({sql}) as q({', '.join(columns)})"
+                f"with q({', '.join(columns)}) as ({sql})"
+                f" select {', '.join(arrays)} into {', '.join(variables_of_it)} from q"
             )
         if statement.only_if:
             sql = f"if {' or '.join(has_rows(name) for name in statement.only_if)} then {sql}; end if"

@@ -19,12 +19,24 @@ class Relation(NamedTuple):
     columns: tuple[tuple[str, str], ...]
 
 
+class Keys(NamedTuple):
+    """Which rows an upsert is about: those of a relation, by columns that both have."""
+
+    relation: str
+    columns: tuple[str, ...]
+
+
 class Statement(NamedTuple):
-    """A statement of the record script; `keeps` names the relation that holds its result afterwards."""
+    """A statement of the record script; `keeps` names the relation that holds its result afterwards.
+
+    `adds` is whether the relation has rows already that stay. `keys` are those of an upsert that returns something.
+    """
 
     sql: str
     keeps: Relation | None
     only_if: tuple[str, ...]
+    adds: bool = False
+    keys: Keys | None = None
 
 
 class Script(NamedTuple):
@@ -35,7 +47,8 @@ class Script(NamedTuple):
 
 
 _RELATION = re.compile(r"(\w+) \((.*)\)$")
-_DIRECTIVE = re.compile(r"-- (staged|set|if|each kind)\b ?(.*)$")
+_DIRECTIVE = re.compile(r"-- (staged|set|more|keys|if|each kind)\b ?(.*)$")
+_KEYS = re.compile(r"(\w+) \((.*)\)$")
 _SOURCE = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 
@@ -84,10 +97,9 @@ def record_script() -> Script:
     """The statements that record a batch, from `record.sql`."""
     staged: list[Relation] = []
     found: list[Statement] = []
+    kept: dict[str, Relation] = {}
     for block in re.split(r";[ \t]*\n", read("record.sql")):
-        keeps: str | None = None
-        only_if: tuple[str, ...] = ()
-        kinds = [""]
+        directives: dict[str, str] = {}
         sql: list[str] = []
         for line in block.splitlines():
             directive = _DIRECTIVE.match(line)
@@ -96,20 +108,25 @@ def record_script() -> Script:
                     sql.append(line)
             elif directive.group(1) == "staged":
                 staged.append(_relation("staged_" + directive.group(2)))
-            elif directive.group(1) == "set":
-                keeps = directive.group(2)
-            elif directive.group(1) == "if":
-                only_if = tuple(name.strip() for name in directive.group(2).split(","))
             else:
-                kinds = ["blob", "manifest"]
+                directives[directive.group(1)] = directive.group(2)
         if not sql:
             continue
-        for kind in kinds:
+        for kind in ("blob", "manifest") if "each kind" in directives else ("",):
+            named = {name: _of_kind(text, kind) for name, text in directives.items()}
+            keeps = None
+            if "set" in named:
+                keeps = _relation(named["set"])
+                kept[keeps.name] = keeps
+            elif "more" in named:
+                keeps = kept[named["more"]]
             found.append(
                 Statement(
                     _of_kind("\n".join(sql), kind),
-                    None if keeps is None else _relation(_of_kind(keeps, kind)),
-                    tuple(_of_kind(name, kind) for name in only_if),
+                    keeps,
+                    tuple(name.strip() for name in named["if"].split(",")) if "if" in named else (),
+                    "more" in named,
+                    _keys(named["keys"]) if "keys" in named else None,
                 )
             )
     return Script(tuple(staged), tuple(found))
@@ -125,3 +142,10 @@ def _relation(text: str) -> Relation:
         raise ValueError(f"record.sql declares no relation with {text!r}")
     columns = tuple(tuple(column.split()) for column in match.group(2).split(","))
     return Relation(match.group(1), tuple((name, kind) for name, kind in columns))
+
+
+def _keys(text: str) -> Keys:
+    match = _KEYS.match(text)
+    if match is None:
+        raise ValueError(f"record.sql has no keys in {text!r}")
+    return Keys(match.group(1), tuple(name.strip() for name in match.group(2).split(",")))

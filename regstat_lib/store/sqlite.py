@@ -292,6 +292,12 @@ def _script() -> tuple[tuple[Statement, str], ...]:
     found = []
     for statement in record_script().statements:
         sql = fill_sources(statement.sql, _NAMES, source)
+        if statement.keys is not None:
+            # "returning" came with SQLite 3.35: the rows are looked up instead.
+            sql, returned = sql.split("\nreturning ")
+            match = " and ".join(f"holdings.{column} = keys.{column}" for column in statement.keys.columns)
+            found.append((statement._replace(keeps=None), sql))
+            sql = f"select {returned}\nfrom temp.{statement.keys.relation} as keys cross join holdings on {match}"
         if statement.keeps is not None:
             sql = f"insert into temp.{statement.keeps.name} {sql}"
         found.append((statement, sql))

@@ -4,7 +4,8 @@
 -- writer is in its own: each statement sees what the ones before it did.
 --
 -- staged_NAME is what came with the batch, already folded: one row for a key.
--- "set NAME" keeps the result of a select under that name for the statements after it.
+-- "set NAME" keeps the result of a select under that name for the statements after it; "more NAME" adds to it. Where the
+-- statement is an upsert, that is what it returns of the rows with the "keys" of a relation.
 -- "each kind" runs a statement twice, {kind} being blob and then manifest.
 --
 -- "if NAME, NAME" runs a statement only when one of the named has rows; NAME.COLUMN has when one has a 1 there.
@@ -87,27 +88,6 @@ from {staged_links}
 where staged.kind = 'foreign'
 on conflict do nothing;
 
--- holdings: what the events say
--- if staged_holdings
-insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type,
-    first_pushed)
-select staged.digest, staged.repository_id, staged.pushed, staged.pulled, staged.first_seen,
-    staged.as_blob, staged.as_manifest, greatest(staged.deleted, r.deleted), staged.size, staged.media_type,
-    staged.first_pushed
-from {staged_holdings}
-join {s}repository_names r on r.id = staged.repository_id
-where true
-on conflict (digest, repository_id) do update set
-    pushed = greatest(holdings.pushed, excluded.pushed),
-    pulled = greatest(holdings.pulled, excluded.pulled),
-    first_seen = least(holdings.first_seen, excluded.first_seen),
-    as_blob = greatest(holdings.as_blob, excluded.as_blob),
-    as_manifest = greatest(holdings.as_manifest, excluded.as_manifest),
-    deleted = greatest(holdings.deleted, excluded.deleted),
-    size = greatest(holdings.size, excluded.size),
-    media_type = greatest(holdings.media_type {c}, excluded.media_type {c}),
-    first_pushed = least(holdings.first_pushed, excluded.first_pushed);
-
 -- holdings: a deletion in any repository ends what the original knew without its repository
 -- if staged_deletions
 insert into {s}holdings (digest, repository_id, deleted)
@@ -126,13 +106,51 @@ join {s}holdings h on h.repository_id = staged.repository_id
 where true
 on conflict (digest, repository_id) do update set deleted = greatest(holdings.deleted, excluded.deleted);
 
--- set described (digest text, repository_id integer)
--- what has new facts and is a manifest with known contents
+-- set touched (digest text, repository_id integer, blob integer, manifest integer, born_blob integer, born_manifest integer, deletion integer, elsewhere integer, described integer)
+-- keys staged_holdings (digest, repository_id)
+-- holdings: what the events say, and what is then known of each: whether it is live there as a blob and as a manifest, and
+-- was live nowhere before; was ever deleted there; has facts where it is not live; is a manifest with known contents
 -- if staged_holdings
-select c.manifest_digest, staged.repository_id
+insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type,
+    first_pushed)
+select staged.digest, staged.repository_id, staged.pushed, staged.pulled, staged.first_seen,
+    staged.as_blob, staged.as_manifest, greatest(staged.deleted, r.deleted), staged.size, staged.media_type,
+    staged.first_pushed
 from {staged_holdings}
-join {s}contents c on c.manifest_digest = staged.digest
-where staged.first_seen is not null;
+join {s}repository_names r on r.id = staged.repository_id
+where true
+on conflict (digest, repository_id) do update set
+    pushed = greatest(holdings.pushed, excluded.pushed),
+    pulled = greatest(holdings.pulled, excluded.pulled),
+    first_seen = least(holdings.first_seen, excluded.first_seen),
+    as_blob = greatest(holdings.as_blob, excluded.as_blob),
+    as_manifest = greatest(holdings.as_manifest, excluded.as_manifest),
+    deleted = greatest(holdings.deleted, excluded.deleted),
+    size = greatest(holdings.size, excluded.size),
+    media_type = greatest(holdings.media_type {c}, excluded.media_type {c}),
+    first_pushed = least(holdings.first_pushed, excluded.first_pushed)
+returning holdings.digest, holdings.repository_id,
+    case when holdings.as_blob > coalesce(holdings.deleted, '0001-01-01') then 1 else 0 end,
+    case when holdings.as_manifest > coalesce(holdings.deleted, '0001-01-01') then 1 else 0 end,
+    case when holdings.as_blob > coalesce(holdings.deleted, '0001-01-01')
+        then 1 - coalesce((select 1 from {s}blobs o where o.digest = holdings.digest), 0)
+    end,
+    case when holdings.as_manifest > coalesce(holdings.deleted, '0001-01-01')
+        then 1 - coalesce((select 1 from {s}manifests o where o.digest = holdings.digest), 0)
+    end,
+    case when holdings.deleted is null then 0 else 1 end,
+    case when holdings.deleted is not null or (holdings.as_blob is null and holdings.as_manifest is null) then 1
+        else (
+            select max(1) from {s}holdings o
+            where o.digest = holdings.digest
+                and (o.deleted is not null or (o.as_blob is null and o.as_manifest is null))
+        )
+    end,
+    (select 1 from {s}contents c where c.manifest_digest = holdings.digest);
+
+-- set described (digest text, repository_id integer)
+-- if touched.described
+select touched.digest, touched.repository_id from {touched} where touched.described = 1;
 
 -- set referrers (digest text, repository_id integer, pushed timestamp, pulled timestamp, first_pushed timestamp)
 -- manifests whose facts, or contents, are new, in each repository: what they reference shares in them
@@ -168,6 +186,8 @@ from (
 ) l
 group by l.blob_digest, l.repository_id;
 
+-- more touched
+-- keys referenced (digest, repository_id)
 -- holdings: what the references say
 -- if referenced
 insert into {s}holdings (digest, repository_id, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type)
@@ -182,22 +202,25 @@ on conflict (digest, repository_id) do update set
     as_manifest = greatest(holdings.as_manifest, excluded.as_manifest),
     deleted = greatest(holdings.deleted, excluded.deleted),
     size = greatest(holdings.size, excluded.size),
-    media_type = greatest(holdings.media_type {c}, excluded.media_type {c});
-
--- set touched (digest text, repository_id integer, blob integer, manifest integer, deletion integer, known_blob integer, known_manifest integer)
--- what has new facts: whether it is live there as a blob and as a manifest, and was ever deleted there
-select h.digest, h.repository_id,
-    case when h.as_blob > coalesce(h.deleted, '0001-01-01') then 1 else 0 end,
-    case when h.as_manifest > coalesce(h.deleted, '0001-01-01') then 1 else 0 end,
-    case when h.deleted is null then 0 else 1 end,
-    case when exists (select 1 from {s}blobs o where o.digest = h.digest) then 1 else 0 end,
-    case when exists (select 1 from {s}manifests o where o.digest = h.digest) then 1 else 0 end
-from (
-    select digest, repository_id from {staged_holdings}
-    union
-    select digest, repository_id from {referenced:f}
-) u
-join {s}holdings h on h.digest = u.digest and h.repository_id = u.repository_id;
+    media_type = greatest(holdings.media_type {c}, excluded.media_type {c})
+returning holdings.digest, holdings.repository_id,
+    case when holdings.as_blob > coalesce(holdings.deleted, '0001-01-01') then 1 else 0 end,
+    case when holdings.as_manifest > coalesce(holdings.deleted, '0001-01-01') then 1 else 0 end,
+    case when holdings.as_blob > coalesce(holdings.deleted, '0001-01-01')
+        then 1 - coalesce((select 1 from {s}blobs o where o.digest = holdings.digest), 0)
+    end,
+    case when holdings.as_manifest > coalesce(holdings.deleted, '0001-01-01')
+        then 1 - coalesce((select 1 from {s}manifests o where o.digest = holdings.digest), 0)
+    end,
+    case when holdings.deleted is null then 0 else 1 end,
+    case when holdings.deleted is not null or (holdings.as_blob is null and holdings.as_manifest is null) then 1
+        else (
+            select max(1) from {s}holdings o
+            where o.digest = holdings.digest
+                and (o.deleted is not null or (o.as_blob is null and o.as_manifest is null))
+        )
+    end,
+    cast(null as integer);
 
 -- set emptied (digest text)
 -- what a deleted repository held; no index is kept for that
@@ -212,22 +235,15 @@ union
 select digest from {emptied};
 
 -- each kind
--- set born_{kind} (digest text)
+-- live, and new facts are all there is to add
 -- if touched.{kind}
-select distinct touched.digest
-from {touched}
-where touched.{kind} = 1 and touched.known_{kind} = 0;
-
--- each kind
--- live already: newer facts
--- if touched.known_{kind}
 insert into {s}{kind}s (digest, pushed, pulled, size, media_type, first_seen, last_push)
-select o.digest, o.pushed, max(h.pulled), max(h.size), max(h.media_type {c}), min(h.first_seen), max(h.pushed)
+select h.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.size), max(h.media_type {c}),
+    min(h.first_seen), max(h.pushed)
 from {touched}
 join {s}holdings h on h.digest = touched.digest and h.repository_id = touched.repository_id
-join {s}{kind}s o on o.digest = h.digest
-where touched.known_{kind} = 1
-group by o.digest, o.pushed
+where touched.{kind} = 1
+group by h.digest
 on conflict (digest) do update set
     pushed = coalesce(greatest({kind}s.last_push, excluded.last_push), least({kind}s.first_seen, excluded.first_seen)),
     pulled = greatest({kind}s.pulled, excluded.pulled),
@@ -236,15 +252,27 @@ on conflict (digest) do update set
     first_seen = least({kind}s.first_seen, excluded.first_seen),
     last_push = greatest({kind}s.last_push, excluded.last_push);
 
+-- set scattered (digest text)
+-- what has facts where it is not live: they count as long as it is live anywhere
+-- if touched.elsewhere
+select distinct touched.digest from {touched} where touched.elsewhere = 1;
+
 -- each kind
--- live now
--- if born_{kind}
+-- if scattered
 insert into {s}{kind}s (digest, pushed, pulled, size, media_type, first_seen, last_push)
-select born.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.size), max(h.media_type {c}),
+select scattered.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.size), max(h.media_type {c}),
     min(h.first_seen), max(h.pushed)
-from {born_{kind}:born}
-join {s}holdings h on h.digest = born.digest
-group by born.digest;
+from {scattered}
+join {s}holdings h on h.digest = scattered.digest
+group by scattered.digest
+having max(case when h.as_{kind} > coalesce(h.deleted, '0001-01-01') then 1 else 0 end) = 1
+on conflict (digest) do update set
+    pushed = coalesce(greatest({kind}s.last_push, excluded.last_push), least({kind}s.first_seen, excluded.first_seen)),
+    pulled = greatest({kind}s.pulled, excluded.pulled),
+    size = greatest({kind}s.size, excluded.size),
+    media_type = greatest({kind}s.media_type {c}, excluded.media_type {c}),
+    first_seen = least({kind}s.first_seen, excluded.first_seen),
+    last_push = greatest({kind}s.last_push, excluded.last_push);
 
 -- each kind
 -- set died_{kind} (digest text)
@@ -278,13 +306,20 @@ on conflict (digest) do update set
     size = excluded.size,
     media_type = excluded.media_type;
 
+-- set born_manifest (digest text)
+-- if touched.born_manifest
+select distinct touched.digest from {touched} where touched.born_manifest = 1;
+
 -- set awaited (digest text)
 -- new blobs that a known manifest references
--- if born_blob
-select born.digest
-from {born_blob:born}
-where exists (select 1 from {s}deleted_manifest_blob d where d.blob_digest = born.digest)
-    or exists (select 1 from {s}foreign_layers f where f.blob_digest = born.digest);
+-- if touched.born_blob
+select distinct touched.digest
+from {touched}
+where touched.born_blob = 1
+    and (
+        exists (select 1 from {s}deleted_manifest_blob d where d.blob_digest = touched.digest)
+        or exists (select 1 from {s}foreign_layers f where f.blob_digest = touched.digest)
+    );
 
 -- set rising (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
 -- links whose two ends are live now
