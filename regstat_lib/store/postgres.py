@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import ssl
+import string
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
@@ -451,17 +452,22 @@ def _literal(value: str | int) -> str:
 
 
 def _as_json(rows: dict[str, list[Row]], now: str) -> str:
-    columns = _staged_columns()
+    keys = _staged_keys()
     document: dict[str, Any] = {"now": now}
     for name, staged in rows.items():
-        names = columns[name]
+        names = keys[name]
         document[name] = [{key: value for key, value in zip(names, row) if value is not None} for row in staged]
     return json.dumps(document, separators=(",", ":"))
 
 
 @cache
-def _staged_columns() -> dict[str, tuple[str, ...]]:
-    return {relation.name: tuple(name for name, _ in relation.columns) for relation in record_script().staged}
+def _staged_keys() -> dict[str, tuple[str, ...]]:
+    return {relation.name: _keys(relation) for relation in record_script().staged}
+
+
+def _keys(relation: Relation) -> tuple[str, ...]:
+    """What stands for the columns of a staged relation in JSON: they are in every row, so they are short."""
+    return tuple(string.ascii_lowercase[: len(relation.columns)])
 
 
 def _numbered(sql: str) -> str:
@@ -479,8 +485,10 @@ def _record_function() -> str:
 
     def source(name: str, alias: str) -> str:
         if name in staged:
-            columns = ", ".join(f"{column} {kind}" for column, kind in staged[name].columns)
-            return f"jsonb_to_recordset(batch->'{name}') as {alias}({columns})"
+            keys = _keys(staged[name])
+            columns = ", ".join(f"{key} as {column}" for key, (column, _) in zip(keys, staged[name].columns))
+            types = ", ".join(f"{key} {kind}" for key, (_, kind) in zip(keys, staged[name].columns))
+            return f"(select {columns} from jsonb_to_recordset(batch->'{name}') as j({types})) as {alias}"
         arrays = ", ".join(_variable(kept[name], column) for column, _ in kept[name].columns)
         return f"unnest({arrays}) as {alias}({', '.join(column for column, _ in kept[name].columns)})"
 

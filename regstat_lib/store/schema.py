@@ -12,7 +12,7 @@ SCHEMA_VERSION = 3
 _UPGRADES = (
     ("0_original.sql", "1_facts.{engine}.sql", "1_facts.sql"),
     ("2_views.{engine}.sql", "2_views.sql"),
-    ("3_answers.{engine}.sql", "3_answers.sql", "3_recording.sql"),
+    ("3_answers.{engine}.sql", "3_answers.sql"),
 )
 
 

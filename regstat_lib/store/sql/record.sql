@@ -10,6 +10,8 @@
 --
 -- "if NAME, NAME" runs a statement only when one of the named has rows; NAME.COLUMN has when one has a 1 there.
 -- {now} is the time of the batch.
+-- Where "exists" would stand beside "or" or in a result, coalesce((select ...)) does: Postgres may answer such an "exists"
+-- from a hash of the whole table.
 -- A holding is live while its newest proof is newer than its newest deletion.
 
 -- staged events (timestamp timestamp, id text, action text, registry text, repository text, digest text, tag text, media_type text, size bigint, from_repository text, method text, actor text, address text, user_agent text, source text, untimed integer)
@@ -53,21 +55,9 @@ select manifest_digest, complete from {staged_contents}
 where true
 on conflict (manifest_digest) do update set complete = greatest(contents.complete, excluded.complete);
 
--- contents: links that are there already may learn what a richer source says of them
+-- set fresh (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
+-- links that nobody told of before; they get their place when it is known which of their ends are live
 -- if staged_links
-insert into {s}manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
-select l.manifest_digest, l.blob_digest, staged.kind, staged.media_type, staged.size
-from {staged_links}
-join {s}manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
-where true
-on conflict (manifest_digest, blob_digest) do update set
-    kind = coalesce(excluded.kind, manifest_blob.kind),
-    media_type = coalesce(excluded.media_type, manifest_blob.media_type),
-    size = coalesce(excluded.size, manifest_blob.size);
-
--- contents: a new link waits among the deleted ones until both its ends are found live
--- if staged_links
-insert into {s}deleted_manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
 select staged.manifest_digest, staged.blob_digest, staged.kind, staged.media_type, staged.size
 from {staged_links}
 where staged.kind <> 'foreign'
@@ -75,10 +65,51 @@ where staged.kind <> 'foreign'
         select 1 from {s}manifest_blob l
         where l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
     )
+    and not exists (
+        select 1 from {s}deleted_manifest_blob l
+        where l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
+    );
+
+-- set richer (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
+-- links that are there already and of which this source knows more
+-- if staged_links
+select l.manifest_digest, l.blob_digest, coalesce(staged.kind, l.kind), coalesce(staged.media_type, l.media_type),
+    coalesce(staged.size, l.size)
+from {staged_links}
+join {s}manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
+where staged.kind <> coalesce(l.kind, '')
+    or staged.media_type <> coalesce(l.media_type, '')
+    or staged.size <> coalesce(l.size, -1)
+union all
+select l.manifest_digest, l.blob_digest, coalesce(staged.kind, l.kind), coalesce(staged.media_type, l.media_type),
+    coalesce(staged.size, l.size)
+from {staged_links}
+join {s}deleted_manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
+where (staged.kind <> 'foreign' and staged.kind <> coalesce(l.kind, ''))
+    or (staged.kind <> 'foreign' and staged.media_type <> coalesce(l.media_type, ''))
+    or (staged.kind <> 'foreign' and staged.size <> coalesce(l.size, -1));
+
+-- if richer
+insert into {s}manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
+select l.manifest_digest, l.blob_digest, richer.kind, richer.media_type, richer.size
+from {richer}
+join {s}manifest_blob l on l.manifest_digest = richer.manifest_digest and l.blob_digest = richer.blob_digest
+where true
 on conflict (manifest_digest, blob_digest) do update set
-    kind = coalesce(excluded.kind, deleted_manifest_blob.kind),
-    media_type = coalesce(excluded.media_type, deleted_manifest_blob.media_type),
-    size = coalesce(excluded.size, deleted_manifest_blob.size);
+    kind = excluded.kind,
+    media_type = excluded.media_type,
+    size = excluded.size;
+
+-- if richer
+insert into {s}deleted_manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
+select l.manifest_digest, l.blob_digest, richer.kind, richer.media_type, richer.size
+from {richer}
+join {s}deleted_manifest_blob l on l.manifest_digest = richer.manifest_digest and l.blob_digest = richer.blob_digest
+where true
+on conflict (manifest_digest, blob_digest) do update set
+    kind = excluded.kind,
+    media_type = excluded.media_type,
+    size = excluded.size;
 
 -- contents: foreign layers
 -- if staged_links
@@ -106,10 +137,10 @@ join {s}holdings h on h.repository_id = staged.repository_id
 where true
 on conflict (digest, repository_id) do update set deleted = greatest(holdings.deleted, excluded.deleted);
 
--- set touched (digest text, repository_id integer, blob integer, manifest integer, born_blob integer, born_manifest integer, deletion integer, elsewhere integer, described integer)
+-- set touched (digest text, repository_id integer, blob integer, manifest integer, deletion integer, known_blob integer, known_manifest integer, described integer)
 -- keys staged_holdings (digest, repository_id)
--- holdings: what the events say, and what is then known of each: whether it is live there as a blob and as a manifest, and
--- was live nowhere before; was ever deleted there; has facts where it is not live; is a manifest with known contents
+-- holdings: what the events say, and of each that has new facts: whether it is live there as a blob and as a manifest, was
+-- ever deleted there, was live anywhere before as one or the other, and is a manifest with known contents
 -- if staged_holdings
 insert into {s}holdings (digest, repository_id, pushed, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type,
     first_pushed)
@@ -132,20 +163,9 @@ on conflict (digest, repository_id) do update set
 returning holdings.digest, holdings.repository_id,
     case when holdings.as_blob > coalesce(holdings.deleted, '0001-01-01') then 1 else 0 end,
     case when holdings.as_manifest > coalesce(holdings.deleted, '0001-01-01') then 1 else 0 end,
-    case when holdings.as_blob > coalesce(holdings.deleted, '0001-01-01')
-        then 1 - coalesce((select 1 from {s}blobs o where o.digest = holdings.digest), 0)
-    end,
-    case when holdings.as_manifest > coalesce(holdings.deleted, '0001-01-01')
-        then 1 - coalesce((select 1 from {s}manifests o where o.digest = holdings.digest), 0)
-    end,
     case when holdings.deleted is null then 0 else 1 end,
-    case when holdings.deleted is not null or (holdings.as_blob is null and holdings.as_manifest is null) then 1
-        else (
-            select max(1) from {s}holdings o
-            where o.digest = holdings.digest
-                and (o.deleted is not null or (o.as_blob is null and o.as_manifest is null))
-        )
-    end,
+    coalesce((select 1 from {s}blobs o where o.digest = holdings.digest), 0),
+    coalesce((select 1 from {s}manifests o where o.digest = holdings.digest), 0),
     (select 1 from {s}contents c where c.manifest_digest = holdings.digest);
 
 -- set described (digest text, repository_id integer)
@@ -183,6 +203,9 @@ from (
     union all
     select f.blob_digest, 'foreign', f.size, f.media_type, repository_id, pushed, pulled, first_pushed
     from {referrers} join {s}foreign_layers f on f.manifest_digest = referrers.digest
+    union all
+    select fresh.blob_digest, fresh.kind, fresh.size, fresh.media_type, h.repository_id, h.pushed, h.pulled, h.first_pushed
+    from {fresh} join {s}holdings h on h.digest = fresh.manifest_digest
 ) l
 group by l.blob_digest, l.repository_id;
 
@@ -206,20 +229,9 @@ on conflict (digest, repository_id) do update set
 returning holdings.digest, holdings.repository_id,
     case when holdings.as_blob > coalesce(holdings.deleted, '0001-01-01') then 1 else 0 end,
     case when holdings.as_manifest > coalesce(holdings.deleted, '0001-01-01') then 1 else 0 end,
-    case when holdings.as_blob > coalesce(holdings.deleted, '0001-01-01')
-        then 1 - coalesce((select 1 from {s}blobs o where o.digest = holdings.digest), 0)
-    end,
-    case when holdings.as_manifest > coalesce(holdings.deleted, '0001-01-01')
-        then 1 - coalesce((select 1 from {s}manifests o where o.digest = holdings.digest), 0)
-    end,
     case when holdings.deleted is null then 0 else 1 end,
-    case when holdings.deleted is not null or (holdings.as_blob is null and holdings.as_manifest is null) then 1
-        else (
-            select max(1) from {s}holdings o
-            where o.digest = holdings.digest
-                and (o.deleted is not null or (o.as_blob is null and o.as_manifest is null))
-        )
-    end,
+    coalesce((select 1 from {s}blobs o where o.digest = holdings.digest), 0),
+    coalesce((select 1 from {s}manifests o where o.digest = holdings.digest), 0),
     cast(null as integer);
 
 -- set emptied (digest text)
@@ -235,37 +247,19 @@ union
 select digest from {emptied};
 
 -- each kind
--- live, and new facts are all there is to add
+-- set born_{kind} (digest text)
 -- if touched.{kind}
-insert into {s}{kind}s (digest, pushed, pulled, size, media_type, first_seen, last_push)
-select h.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.size), max(h.media_type {c}),
-    min(h.first_seen), max(h.pushed)
-from {touched}
-join {s}holdings h on h.digest = touched.digest and h.repository_id = touched.repository_id
-where touched.{kind} = 1
-group by h.digest
-on conflict (digest) do update set
-    pushed = coalesce(greatest({kind}s.last_push, excluded.last_push), least({kind}s.first_seen, excluded.first_seen)),
-    pulled = greatest({kind}s.pulled, excluded.pulled),
-    size = greatest({kind}s.size, excluded.size),
-    media_type = greatest({kind}s.media_type {c}, excluded.media_type {c}),
-    first_seen = least({kind}s.first_seen, excluded.first_seen),
-    last_push = greatest({kind}s.last_push, excluded.last_push);
-
--- set scattered (digest text)
--- what has facts where it is not live: they count as long as it is live anywhere
--- if touched.elsewhere
-select distinct touched.digest from {touched} where touched.elsewhere = 1;
+select distinct touched.digest from {touched} where touched.{kind} = 1 and touched.known_{kind} = 0;
 
 -- each kind
--- if scattered
+-- live already: newer facts; a row is never inserted here
+-- if touched.known_{kind}
 insert into {s}{kind}s (digest, pushed, pulled, size, media_type, first_seen, last_push)
-select scattered.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.size), max(h.media_type {c}),
-    min(h.first_seen), max(h.pushed)
-from {scattered}
-join {s}holdings h on h.digest = scattered.digest
-group by scattered.digest
-having max(case when h.as_{kind} > coalesce(h.deleted, '0001-01-01') then 1 else 0 end) = 1
+select touched.digest, {now}, max(h.pulled), max(h.size), max(h.media_type {c}), min(h.first_seen), max(h.pushed)
+from {touched}
+join {s}holdings h on h.digest = touched.digest and h.repository_id = touched.repository_id
+where touched.known_{kind} = 1
+group by touched.digest
 on conflict (digest) do update set
     pushed = coalesce(greatest({kind}s.last_push, excluded.last_push), least({kind}s.first_seen, excluded.first_seen)),
     pulled = greatest({kind}s.pulled, excluded.pulled),
@@ -273,6 +267,16 @@ on conflict (digest) do update set
     media_type = greatest({kind}s.media_type {c}, excluded.media_type {c}),
     first_seen = least({kind}s.first_seen, excluded.first_seen),
     last_push = greatest({kind}s.last_push, excluded.last_push);
+
+-- each kind
+-- live now
+-- if born_{kind}
+insert into {s}{kind}s (digest, pushed, pulled, size, media_type, first_seen, last_push)
+select born.digest, coalesce(max(h.pushed), min(h.first_seen)), max(h.pulled), max(h.size), max(h.media_type {c}),
+    min(h.first_seen), max(h.pushed)
+from {born_{kind}:born}
+join {s}holdings h on h.digest = born.digest
+group by born.digest;
 
 -- each kind
 -- set died_{kind} (digest text)
@@ -306,20 +310,36 @@ on conflict (digest) do update set
     size = excluded.size,
     media_type = excluded.media_type;
 
--- set born_manifest (digest text)
--- if touched.born_manifest
-select distinct touched.digest from {touched} where touched.born_manifest = 1;
-
 -- set awaited (digest text)
 -- new blobs that a known manifest references
--- if touched.born_blob
-select distinct touched.digest
-from {touched}
-where touched.born_blob = 1
-    and (
-        exists (select 1 from {s}deleted_manifest_blob d where d.blob_digest = touched.digest)
-        or exists (select 1 from {s}foreign_layers f where f.blob_digest = touched.digest)
-    );
+-- if born_blob
+select born.digest
+from {born_blob:born}
+where coalesce(
+    (select 1 from {s}deleted_manifest_blob d where d.blob_digest = born.digest limit 1),
+    (select 1 from {s}foreign_layers f where f.blob_digest = born.digest limit 1)
+) = 1;
+
+-- links that are new: both ends live
+-- if fresh
+insert into {s}manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
+select fresh.manifest_digest, fresh.blob_digest, fresh.kind, fresh.media_type, fresh.size
+from {fresh}
+where exists (select 1 from {s}manifests m where m.digest = fresh.manifest_digest)
+    and coalesce(
+        (select 1 from {s}blobs b where b.digest = fresh.blob_digest),
+        (select 1 from {s}manifests m where m.digest = fresh.blob_digest)
+    ) = 1;
+
+-- links that are new: one end at most
+-- if fresh
+insert into {s}deleted_manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
+select fresh.manifest_digest, fresh.blob_digest, fresh.kind, fresh.media_type, fresh.size
+from {fresh}
+where not exists (
+    select 1 from {s}manifest_blob l
+    where l.manifest_digest = fresh.manifest_digest and l.blob_digest = fresh.blob_digest
+);
 
 -- set rising (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
 -- links whose two ends are live now
@@ -350,10 +370,10 @@ from (
     from {awaited:born} join {s}foreign_layers f on f.blob_digest = born.digest
 ) l
 where exists (select 1 from {s}manifests m where m.digest = l.manifest_digest)
-    and (
-        exists (select 1 from {s}blobs b where b.digest = l.blob_digest)
-        or exists (select 1 from {s}manifests m where m.digest = l.blob_digest)
-    );
+    and coalesce(
+        (select 1 from {s}blobs b where b.digest = l.blob_digest),
+        (select 1 from {s}manifests m where m.digest = l.blob_digest)
+    ) = 1;
 
 -- if rising
 insert into {s}manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
@@ -588,10 +608,14 @@ on conflict (manifest_digest) do update set size = excluded.size;
 -- if summed
 insert into {s}contents (manifest_digest, complete, platforms)
 select k.manifest_digest, k.complete, case
-    when exists (
-        select 1 from {s}manifest_blob l
-        where l.manifest_digest = k.manifest_digest and coalesce(l.kind, '') <> 'foreign'
-    ) or exists (select 1 from {s}deleted_manifest_blob l where l.manifest_digest = k.manifest_digest)
+    when coalesce(
+        (
+            select 1 from {s}manifest_blob l
+            where l.manifest_digest = k.manifest_digest and coalesce(l.kind, '') <> 'foreign'
+            limit 1
+        ),
+        (select 1 from {s}deleted_manifest_blob l where l.manifest_digest = k.manifest_digest limit 1)
+    ) = 1
     then {greatest}(
         (select count(*) from {s}manifest_blob l where l.manifest_digest = k.manifest_digest and l.kind = 'manifest')
         + (select count(*) from {s}deleted_manifest_blob l where l.manifest_digest = k.manifest_digest and l.kind = 'manifest'),
