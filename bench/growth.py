@@ -103,13 +103,14 @@ def _fill_postgres(database: BenchDatabase, size: int) -> None:
         select 'sha256:' || encode(sha256(convert_to(cast(i as text), 'UTF8')), 'hex') as digest,
             timestamp '2025-01-01' + i * interval '1 second' as at, 1000 + i as size, r.id
         from generate_series(0, {size - 1}) i
-        join {{s}}repositories r on r.registry = '{HOST}' and r.repository = 'known/app' || (i % {KNOWN_REPOSITORIES})
+        join {{s}}repository_names r
+            on r.registry = '{HOST}' and r.repository = 'known/app' || (i % {KNOWN_REPOSITORIES})
     """
     database.run(
         "set synchronous_commit = off",
         "set maintenance_work_mem = '512MB'",
         "set work_mem = '64MB'",
-        f"insert into {{s}}repositories (registry, repository)"
+        f"insert into {{s}}repository_names (registry, repository)"
         f" select '{HOST}', 'known/app' || i from generate_series(0, {KNOWN_REPOSITORIES - 1}) i",
         "alter table {s}holdings drop constraint holdings_pkey",
         "alter table {s}blobs drop constraint blobs_pkey",

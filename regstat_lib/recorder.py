@@ -27,8 +27,9 @@ _log = logging.getLogger(__name__)
 
 # What bounds a transaction, and the memory for it.
 _BATCH_ENTRIES = 1_000
-# A batch of so many is worth preparing while another one runs; of fewer, more will have queued when it has.
-_ENTRIES_WORTH_PREPARING = 64
+# The next batch is prepared while one runs as soon as it would be as large, or of so many entries; before that, it is
+# worth waiting for more.
+_LARGE_BATCH = 64
 _RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 _SAME_OUTAGE_SECONDS = 30.0
 # A registry gives up on an answer after a second, and sends again.
@@ -97,7 +98,7 @@ class Recorder:
         self._queue: deque[_Item] = deque()
         self._queued = 0  # entries in the queue
         self._writing = 0  # writers with a batch
-        self._running = 0  # those of them whose transaction others do not see yet
+        self._running = 0  # entries of batches that others do not see yet
         self._stopping = False
         self._outage: StoreError | None = Unavailable(f"The {database.description} was not reached yet.")
         self._ever_reached = False
@@ -156,7 +157,7 @@ class Recorder:
                 raise Unavailable(f"The {self._database.description} is silent.")
             self._queue.append(item)
             self._queued += len(entries)
-            if self._queued >= _ENTRIES_WORTH_PREPARING if self._running else len(self._queue) == 1:
+            if self._queued >= min(self._running, _LARGE_BATCH) if self._running else len(self._queue) == 1:
                 self._work.notify()
         if not item.done.acquire(timeout=timeout):
             raise Unavailable(f"The {self._database.description} did not commit within {timeout:g} seconds.")
@@ -254,11 +255,11 @@ class Recorder:
                 count += len(item.entries)
             self._queued -= count
             self._writing += 1
-            self._running += 1
+            self._running += count
         return items
 
     def _may_take(self, leads: bool) -> bool:
-        if not self._queue or (self._running and self._queued < _ENTRIES_WORTH_PREPARING):
+        if not self._queue or self._queued < min(self._running, _LARGE_BATCH):
             return False
         # Whether an untimed event was there before can only be told while nobody else records one.
         return leads or not _has_untimed(self._queue[0])
@@ -325,7 +326,7 @@ class Recorder:
             # The connection had died; the database had not. What was written already is written again harmlessly.
             with self._work:
                 self._writing += 1
-                self._running += 1
+                self._running += sum(len(item.entries) for item in items)
             try:
                 self._record(writer, items)
             except StoreError as second:
@@ -342,6 +343,7 @@ class Recorder:
 
     def _record(self, writer: Writer, items: list[_Item]) -> None:
         """Commits the entries of all items, those that the database refuses set aside, and settles the items."""
+        entries = [entry for item in items for entry in item.entries]
         running = True
 
         def others_see_it() -> None:
@@ -349,11 +351,10 @@ class Recorder:
             with self._work:
                 if running:
                     running = False
-                    self._running -= 1
+                    self._running -= len(entries)
                     if self._queue:
                         self._work.notify()
 
-        entries = [entry for item in items for entry in item.entries]
         try:
             refused = writer.record(entries)
         finally:

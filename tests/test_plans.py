@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
+from envelopes import change, digest_of, envelope, event, image, rows
+from postgres_server import PostgresServer
+from running_daemon import await_condition, run_daemon
 
+from regstat_lib.store.connection_string import parse_connection_string
+from regstat_lib.store.postgres import PostgresDatabase
 from regstat_lib.store.sql_text import Statement
 from regstat_lib.store.sqlite import SqliteDatabase, _script
 
@@ -42,3 +48,66 @@ def test_no_statement_of_a_batch_reads_a_whole_table(sqlite_path: Path, statemen
         assert scanned(session._connection, sql) == set()
     finally:
         session.close()
+
+
+KNOWN = 20_000
+
+
+def test_a_batch_reads_no_more_of_postgres_however_much_there_is(postgres_server: PostgresServer) -> None:
+    flags = ["-pg-conn-str", postgres_server.new_database()]
+    database = PostgresDatabase(parse_connection_string(flags[1], {}))
+    database.connect().close()
+    # Known blobs and manifests, and links of both kinds, of which a plan may think that to read them all is quick.
+    change(
+        flags,
+        "insert into {s}repository_names (registry, repository) values ('registry.example.com:5000', 'known')",
+        "insert into {s}holdings (digest, repository_id, pushed, first_seen, as_blob, as_manifest)"
+        " select k.kind || i, r.id, now(), now(), case when kind = 'sha256:b' then now() end,"
+        " case when kind = 'sha256:c' then now() end"
+        f" from generate_series(1, {KNOWN}) i, (values ('sha256:b'), ('sha256:c')) k(kind), {{s}}repository_names r"
+        " where r.repository = 'known'",
+        "insert into {s}blobs (digest, pushed, first_seen, last_push)"
+        " select digest, pushed, first_seen, pushed from {s}holdings where as_blob is not null",
+        "insert into {s}manifests (digest, pushed, first_seen, last_push)"
+        " select digest, pushed, first_seen, pushed from {s}holdings where as_manifest is not null",
+        "insert into {s}contents (manifest_digest, complete) select digest, 1 from {s}manifests",
+        "insert into {s}manifest_blob"
+        f" select 'sha256:c' || i, 'sha256:b' || i, 'layer' from generate_series(1, {KNOWN}) i",
+        "insert into {s}deleted_manifest_blob"
+        f" select 'sha256:d' || i, 'sha256:e' || i, now(), 'layer' from generate_series(1, {KNOWN}) i",
+    )
+    bodies = [
+        envelope(
+            event("push", digest_of(f"blob {number}"), repository=f"app{number}"),
+            event("push", "sha256:b7", repository=f"app{number}"),
+            image(digest_of(f"image {number}"), digest_of(f"blob {number}"), "sha256:b9", tag="v1", repository="app"),
+            image("sha256:c8", "sha256:b8", tag=f"v{number}", repository="app"),
+            event("delete", digest_of(f"image {number - 1}"), repository="app"),
+            event("delete", "sha256:c9", repository="known"),
+        )
+        for number in range(8)
+    ]
+    before = _rows_read(flags)
+    with run_daemon(*flags) as daemon:
+        await_condition(lambda: daemon.post(bodies[0])[0] == 200, 10, "it records")
+        for body in bodies[1:]:
+            assert daemon.post(body)[0] == 200
+    # A session tells what it read when it ends, at the latest.
+    await_condition(lambda: not _others(flags), 10, "its sessions have ended")
+    assert 0 < _rows_read(flags) - before < KNOWN / 4
+
+
+def _others(flags: list[str]) -> list[Any]:
+    query = "select 1 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    return list(rows(flags, query))
+
+
+def _rows_read(flags: list[str]) -> int:
+    """How many rows and index entries of the tables were read so far."""
+    ((read,),) = rows(
+        flags,
+        "select coalesce(sum(seq_tup_read), 0) + coalesce(sum(i.read), 0) from pg_stat_user_tables t"
+        " left join (select relid, sum(idx_tup_read) as read from pg_stat_user_indexes group by relid) i using (relid)"
+        " where schemaname = 'regstat'",
+    )
+    return int(read)
