@@ -3,7 +3,7 @@
 It is a `ThreadingHTTPServer` whose threads are kept for the next connection, since a registry opens a new one for
 every event, and whose handler reads the few headers that matter itself (RFC 9112). The thread of a connection reads
 its requests; who has the answer sends it, which is mostly the thread that has just committed. To wake the one that
-read the request, only to send, would cost as much as the sending.
+read the request, only to send, would cost more than the sending.
 """
 
 from __future__ import annotations
