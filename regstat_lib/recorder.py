@@ -148,7 +148,8 @@ class Recorder:
         """
         with self._work:
             if self._outage is not None:
-                raise self._outage
+                # Every raise of one exception adds to its traceback, which holds what each request held.
+                raise self._outage.with_traceback(None)
             if self._stopping:
                 raise Unavailable("regstat is stopping.")
             if all(writer.step_seconds() > _SILENCE_SECONDS for writer in self._writers):

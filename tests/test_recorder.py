@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,6 +128,20 @@ def test_who_waits_when_the_database_goes_is_told_and_who_comes_then_is_refused(
     with pytest.raises(Unavailable, match="It went away"):
         recorder.enqueue([ENTRY], told.settle)
     assert told.nothing_more()
+
+
+def test_refusing_for_long_holds_on_to_nothing(recorder: Recorder, database: FakeDatabase) -> None:
+    database.failure = Unavailable("It went away.")
+    with pytest.raises(Unavailable):
+        recorder.submit([ENTRY])
+    refused: Unavailable | None = None
+    for _ in range(100):
+        try:
+            recorder.enqueue([ENTRY], lambda _: None)
+        except Unavailable as error:
+            refused = error
+    assert refused is not None
+    assert len(traceback.extract_tb(refused.__traceback__)) < 10
 
 
 def test_who_waits_himself_does_not_wait_for_ever(recorder: Recorder, database: FakeDatabase) -> None:
