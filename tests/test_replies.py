@@ -28,9 +28,9 @@ REPLY_SECONDS = 0.5
 class Held:
     """A server whose answers are given by the test: `come` has each request's path, and how to answer it."""
 
-    def __init__(self) -> None:
+    def __init__(self, reply_seconds: float = REPLY_SECONDS) -> None:
         self.come: queue.SimpleQueue[tuple[str, Respond]] = queue.SimpleQueue()
-        self.server = WebhookServer(0, self._answer, 2**20, reply_seconds=REPLY_SECONDS)
+        self.server = WebhookServer(0, self._answer, 2**20, reply_seconds=reply_seconds)
         self.server.serve()
 
     def _answer(self, _method: str, path: str, _body: bytes, respond: Respond) -> None:
@@ -222,7 +222,8 @@ def test_an_answer_to_who_has_gone_reaches_nobody_else(held: Held, end: Callable
         link.close()
 
 
-def test_stopping_waits_for_the_replies_under_way(held: Held) -> None:
+def test_stopping_waits_for_the_replies_under_way_and_takes_nothing_more_from_their_connections() -> None:
+    held = Held(reply_seconds=60.0)
     with closing(held.connect()) as link:
         link.sendall(request("/"))
         _, respond = held.next()
@@ -232,6 +233,8 @@ def test_stopping_waits_for_the_replies_under_way(held: Held) -> None:
         await_condition(lambda: held.server.stopping, 10, "it stops")
         time.sleep(REPLY_SECONDS / 5)
         assert not stopped
+        link.sendall(request("/one/too/many"))
+        time.sleep(REPLY_SECONDS / 5)
         respond(Answer(200, b"the last"))
         stopping.join(10)
         assert stopped == [True]
@@ -240,6 +243,19 @@ def test_stopping_waits_for_the_replies_under_way(held: Held) -> None:
         assert body == b"the last"
         assert "Connection: close" in headers
         assert answers.ended()
+    assert held.come.empty()
+
+
+def test_a_connection_ends_with_the_answer_that_says_so() -> None:
+    held = Held(reply_seconds=60.0)
+    with closing(held.connect()) as link:
+        link.sendall(request("/"))
+        _, respond = held.next()
+        held.server.stop(0.0)
+        respond(Answer(200, b"the last"))
+        answers = Answers(link)
+        assert answers.next()[2] == b"the last"
+        assert answers.ended(), "at once, not when the client has been silent for long"
 
 
 # With the whole daemon
