@@ -26,7 +26,7 @@ from running_daemon import run_daemon
 
 from regstat_lib.batch import Batch, Entry
 from regstat_lib.envelope import utc_text
-from regstat_lib.recorder import Outcome
+from regstat_lib.recorder import Outcome, Settle
 from regstat_lib.webhook import Webhook
 
 _CONNECTIONS = {"kept": (1, 8, 64), "new": (1, 8, 64), "envelopes": (1, 4, 8, 64)}
@@ -161,10 +161,10 @@ class _Collector:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
 
-    def submit(self, entries: Sequence[Entry]) -> Outcome:
+    def enqueue(self, entries: Sequence[Entry], settle: Settle) -> None:
         """Keeps the entries."""
         self.entries += entries
-        return Outcome(len(entries), 0)
+        settle(Outcome(len(entries), 0))
 
 
 def _rate_of_database(mix: str, make: MakeDatabase, batch_size: int, seconds: float) -> float:
@@ -200,7 +200,8 @@ def _rate_of_database(mix: str, make: MakeDatabase, batch_size: int, seconds: fl
 
 def _batch_of(body: bytes) -> Batch:
     collector = _Collector()
-    Webhook(collector, {}, lambda: utc_text(datetime.now(timezone.utc))).answer("POST", "/", body)
+    webhook = Webhook(collector, {}, lambda: utc_text(datetime.now(timezone.utc)))
+    webhook.answer("POST", "/", body, lambda _: None)
     return Batch(collector.entries)
 
 

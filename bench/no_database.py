@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from regstat_lib.batch import Entry
-from regstat_lib.recorder import Outcome
+from regstat_lib.recorder import Outcome, Settle
 from regstat_lib.server import WebhookServer
 from regstat_lib.webhook import Webhook
 
@@ -20,9 +20,9 @@ from regstat_lib.webhook import Webhook
 class NoRecorder:
     """Stands where the recorder stands."""
 
-    def submit(self, entries: Sequence[Entry]) -> Outcome:
+    def enqueue(self, entries: Sequence[Entry], settle: Settle) -> None:
         """Records nothing."""
-        return Outcome(len(entries), 0)
+        settle(Outcome(len(entries), 0))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Group commit: whatever queued while the last transaction ran is the next batch; there is no timer.
 
-`submit` returns when the transaction that holds its entries is committed and durable. When the database cannot be
-reached, it says so at once while the recorder reconnects in the background.
+Who waits for a commit is told of it by the thread that made it: `enqueue` takes a callback, so that nobody has to be
+woken first. When the database cannot be reached, it says so at once while the recorder reconnects in the background.
 
 Where the engine gains by it, two writers take turns: while one waits until its commit is on the disk, the other's
 transaction runs. The tables do not depend on the order of batches, so nothing else has to be the same. The first
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import logging
 import math
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Union
 
 from regstat_lib.batch import Arrival, Entry
 from regstat_lib.envelope import SetAside
@@ -39,10 +40,14 @@ _PURGE_LIMIT = 5_000
 
 
 class Outcome(NamedTuple):
-    """What became of the entries of one submit."""
+    """What became of entries that are committed."""
 
     recorded: int
     set_aside: int
+
+
+Settle = Callable[[Union[Outcome, StoreError]], None]
+"""Is told what became of entries, or why they are not known to be committed."""
 
 
 class Counters(NamedTuple):
@@ -53,27 +58,22 @@ class Counters(NamedTuple):
     batches: int
 
 
-class _Item:
-    """Entries that wait for their commit, and the one that waits for them."""
+class _Item(NamedTuple):
+    """Entries that wait for their commit, and who waits for them."""
 
-    __slots__ = ("done", "entries", "failure", "outcome")
+    entries: Sequence[Entry]
+    settle: Settle
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self.entries = entries
-        self.outcome: Outcome | None = None
-        self.failure: StoreError | None = None
-        # A bare lock is the cheapest thing in Python that a thread can wait on.
-        self.done = threading.Lock()
-        self.done.acquire()
-
-    def settle(self, outcome: Outcome | None, failure: StoreError | None = None) -> None:
-        self.outcome = outcome
-        self.failure = failure
-        self.done.release()
+    def settled(self, outcome: Outcome | StoreError) -> None:
+        """Tells it; whatever goes wrong there is nothing to the batch and its other items."""
+        try:
+            self.settle(outcome)
+        except Exception:
+            _log.exception("Answering after a commit failed in a way that regstat does not know")
 
 
 class Recorder:
-    """Where a daemon writes. `start` it, `submit` from any thread, `stop` it: what was accepted is committed."""
+    """Where a daemon writes. `start` it, `enqueue` from any thread, `stop` it: what was accepted is committed."""
 
     def __init__(
         self,
@@ -140,31 +140,38 @@ class Recorder:
             thread.join(max(0.0, deadline - self._clock()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def submit(self, entries: Sequence[Entry], timeout: float = 10.0) -> Outcome:
-        """Records entries; when it returns, the transaction that holds them is committed and durable.
+    def enqueue(self, entries: Sequence[Entry], settle: Settle) -> None:
+        """Accepts entries, and calls `settle` once: when the transaction that holds them is committed and durable.
 
-        Raises Unavailable at once when the database is out of reach, and after `timeout` seconds when it is too slow:
-        the entries may be committed later all the same, and submitting them again is harmless.
+        It is called with a StoreError instead when that cannot be known; enqueueing them again is harmless. The call
+        comes from a writer's thread and must not wait for anything. Raises Unavailable when the database is out of
+        reach or silent, or the recorder is stopping: nothing was accepted then.
         """
-        item = _Item(entries)
         with self._work:
             if self._outage is not None:
-                raise self._outage
+                # Every raise of one exception adds to its traceback, which holds what each request held.
+                raise self._outage.with_traceback(None)
             if self._stopping:
                 raise Unavailable("regstat is stopping.")
             if all(writer.step_seconds() > _SILENCE_SECONDS for writer in self._writers):
                 # It neither answers nor breaks off: who waits as well only ties up a thread.
                 raise Unavailable(f"The {self._database.description} is silent.")
-            self._queue.append(item)
+            self._queue.append(_Item(entries, settle))
             self._queued += len(entries)
             if self._queued >= min(self._running, _LARGE_BATCH) if self._running else len(self._queue) == 1:
                 self._work.notify()
-        if not item.done.acquire(timeout=timeout):
-            raise Unavailable(f"The {self._database.description} did not commit within {timeout:g} seconds.")
-        if item.failure is not None:
-            raise item.failure
-        assert item.outcome is not None
-        return item.outcome
+
+    def submit(self, entries: Sequence[Entry], timeout: float = 10.0) -> Outcome:
+        """Enqueues entries and waits for their commit, but no longer than `timeout` seconds; raises StoreError."""
+        settled: queue.SimpleQueue[Outcome | StoreError] = queue.SimpleQueue()
+        self.enqueue(entries, settled.put)
+        try:
+            outcome = settled.get(timeout=timeout)
+        except queue.Empty:
+            raise Unavailable(f"The {self._database.description} did not commit within {timeout:g} seconds.") from None
+        if isinstance(outcome, StoreError):
+            raise outcome
+        return outcome
 
     def counters(self) -> Counters:
         """What was recorded since the last call."""
@@ -291,7 +298,7 @@ class Recorder:
             self._outage = error
             waiting, self._queue, self._queued = list(self._queue), deque(), 0
         for item in waiting:
-            item.settle(None, error)
+            item.settled(error)
         # One outage has one line: a server that goes down or comes up says this and that within seconds.
         if str(error) != self._told and self._clock() >= self._tell_again:
             self._told, self._tell_again = str(error), self._clock() + _SAME_OUTAGE_SECONDS
@@ -308,7 +315,7 @@ class Recorder:
             self._work.notify_all()
         if outage is not None:
             for item in items:
-                item.settle(None, outage)
+                item.settled(outage)
 
     def _write(self, writer: Writer, items: list[_Item]) -> None:
         try:
@@ -321,7 +328,7 @@ class Recorder:
             if not self._connect(writer):
                 # The log was told why; that the connection broke as well would be a second line about one outage.
                 for item in items:
-                    item.settle(None, self._outage)
+                    item.settled(self._outage or error)
                 return
             # The connection had died; the database had not. What was written already is written again harmlessly.
             with self._work:
@@ -338,7 +345,7 @@ class Recorder:
     def _fail(self, writer: Writer, items: list[_Item], error: StoreError) -> None:
         writer.disconnect()
         for item in items:
-            item.settle(None, error)
+            item.settled(error)
         self._out_of_reach(error)
 
     def _record(self, writer: Writer, items: list[_Item]) -> None:
@@ -376,7 +383,7 @@ class Recorder:
             self._set_aside += sum(outcome.set_aside for outcome in outcomes)
             self._batches += 1
         for item, outcome in zip(items, outcomes):
-            item.settle(outcome)
+            item.settled(outcome)
         if any(isinstance(entry, Arrival) and entry.changes.pending is not None for entry in entries):
             self._on_pending()
 

@@ -1,7 +1,9 @@
 """Sockets: HTTP/1.1 for the webhook, with bounded threads, sizes and times.
 
 It is a `ThreadingHTTPServer` whose threads are kept for the next connection, since a registry opens a new one for
-every event, and whose handler reads the few headers that matter itself (RFC 9112).
+every event, and whose handler reads the few headers that matter itself (RFC 9112). The thread of a connection reads
+its requests; who has the answer sends it, which is mostly the thread that has just committed. To wake the one that
+read the request, only to send, would cost more than the sending.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from socketserver import StreamRequestHandler
 from typing import Any, Callable, NamedTuple
 
 from regstat_lib import __version__
-from regstat_lib.webhook import Answer, problem
+from regstat_lib.webhook import Answer, Respond, problem, unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ _IDLE_THREADS = 16
 _BACKLOG = 1024
 # A registry waits a second for an answer; who is silent for longer in the middle of a request is gone.
 _REQUEST_SECONDS = 30.0
+# Who waits longer for a commit is told to come again.
+_REPLY_SECONDS = 10.0
 _KEPT_SECONDS = 120.0
 # How often a thread that waits for a connection looks whether it is to stop.
 _ACCEPT_SECONDS = 1.0
@@ -34,7 +38,7 @@ _ACCEPT_SECONDS = 1.0
 _FIRST_REQUEST_SECONDS = 1.0
 _MAX_HEAD = 64 * 1024
 
-AnswerRequest = Callable[[str, str, bytes], Answer]
+AnswerRequest = Callable[[str, str, bytes, Respond], None]
 
 
 _STATUS_LINES = {
@@ -75,13 +79,18 @@ class WebhookServer(ThreadingHTTPServer):
         *,
         host: str | None = None,
         listener: socket.socket | None = None,
+        reply_seconds: float = _REPLY_SECONDS,
     ) -> None:
-        """`listener` is a socket that listens already and stays another's too; the port is then its own."""
+        """`answer` may give its answer later, from any thread; after `reply_seconds` without one it is 503.
+
+        `listener` is a socket that listens already and stays another's too; the port is then its own.
+        """
         # An IPv6 socket that takes IPv4 as well is "all interfaces"; without IPv6 in the kernel, IPv4 is all.
         if host is None:
             host, self.address_family = ("::", socket.AF_INET6) if _has_dual_stack() else ("", socket.AF_INET)
         self.answer_request = answer
         self.max_body = max_body
+        self.reply_seconds = reply_seconds
         self.stopping = False
         self._threads_lock = threading.Lock()
         self._thread_count = 0
@@ -151,20 +160,17 @@ class WebhookServer(ThreadingHTTPServer):
             self._serving += 1
             self._fresh.discard(connection)
 
-    def ended(self) -> None:
-        """It was answered."""
+    def ended(self, connection: socket.socket, kept: bool) -> None:
+        """It was answered; of a connection that is kept another one is awaited: it may have to make room for others."""
         with self._all_idle:
             self._serving -= 1
+            if kept:
+                self._awaited[connection] = None
             if self.stopping:
                 self._all_idle.notify_all()
 
-    def awaits(self, connection: socket.socket) -> None:
-        """A request, or the rest of one, is awaited from this connection: it may have to make room for others."""
-        with self._threads_lock:
-            self._awaited[connection] = None
-
     def awaits_no_more(self, connection: socket.socket) -> bool:
-        """It came, or never will; False when the connection had to make room meanwhile."""
+        """All of a request came; False when the connection had to make room meanwhile."""
         with self._threads_lock:
             if connection not in self._awaited:
                 return False
@@ -203,11 +209,12 @@ class WebhookServer(ThreadingHTTPServer):
                 break
             with self._threads_lock:
                 self._accepting -= 1
-                self._fresh.add(connection)
                 # Somebody must be there for the next one, as long as there is room.
                 more = self._accepting == 0 and self._thread_count < MAX_CONNECTIONS
                 if self._accepting == 0 and not more:
                     self._make_room()
+                self._fresh.add(connection)
+                self._awaited[connection] = None
             if more:
                 self._start_thread()
             try:
@@ -253,6 +260,12 @@ def _set_timeout(connection: socket.socket, direction: int, seconds: float) -> N
     connection.setsockopt(socket.SOL_SOCKET, direction, timeval)
 
 
+def _send_at_once(connection: socket.socket, data: bytes) -> None:
+    """Sends all of it without waiting for the client; raises OSError when it does not fit into the socket's buffer."""
+    if connection.send(data, socket.MSG_DONTWAIT) < len(data):
+        raise BlockingIOError("The client does not read what it is sent.")
+
+
 def _has_dual_stack() -> bool:
     if not socket.has_ipv6:
         return False
@@ -265,58 +278,145 @@ def _has_dual_stack() -> bool:
     return True
 
 
+class _Reply:
+    """The reply to a request, which is under way from its first bytes on: sent once, by whoever comes first.
+
+    That is who has the answer, in any thread, or the thread of the connection when there was none in time. Sending
+    never waits for the client: who does not read its answers loses its connection.
+    """
+
+    def __init__(self, server: WebhookServer, connection: socket.socket) -> None:
+        self._server = server
+        self._connection = connection
+        self._first = threading.Lock()  # for ever held by who came first
+        self._settled = threading.Lock()  # let go of when nothing more is sent
+        self._settled.acquire()
+        self._head_only = False
+        self._may_keep = False
+        self._kept = False
+        self._due = 0.0
+        server.began(connection)
+
+    def expect(self, head: _Head) -> None:
+        """The request was read, and its answer will come."""
+        self._head_only = head.method == "HEAD"
+        self._may_keep = head.keep_alive
+        self._due = time.monotonic() + self._server.reply_seconds
+
+    def send(self, answer: Answer) -> None:
+        """Sends the answer, unless there was one before. Neither raises nor waits for the client."""
+        if not self._first.acquire(blocking=False):
+            return
+        keep = self._may_keep and not self._server.stopping and self._server.has_room()
+        kept = False
+        try:
+            _send_at_once(self._connection, _message(answer, keep, self._head_only))
+            kept = keep
+        except OSError:
+            pass  # the client went away, or does not read
+        finally:
+            if self._may_keep and not kept:
+                # The thread of the connection waits for a next request, which is not to come.
+                with contextlib.suppress(OSError):
+                    self._connection.shutdown(socket.SHUT_RDWR)
+            self._settle(kept)
+
+    def revoke(self) -> None:
+        """There will be no answer. When this returns, nothing is sent any more."""
+        if self._first.acquire(blocking=False):
+            self._settle(False)
+        with self._settled:
+            pass
+
+    def conclude(self) -> bool:
+        """Waits for the answer, and sends 503 when it does not come in time; whether the connection is kept.
+
+        When this returns, nothing is sent any more: the next request may be answered, or the connection closed.
+        """
+        if not self._settled.acquire(timeout=max(0.0, self._due - time.monotonic())):
+            self.send(unavailable(f"There was no commit within {self._server.reply_seconds:g} seconds."))
+            self._settled.acquire()
+        self._settled.release()
+        return self._kept
+
+    def _settle(self, kept: bool) -> None:
+        self._kept = kept
+        self._server.ended(self._connection, kept)
+        self._settled.release()
+
+
+def _message(answer: Answer, keep_alive: bool, head_only: bool) -> bytes:
+    headers = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
+    close = "" if keep_alive else "Connection: close\r\n"
+    head = f"{_STATUS_LINES[answer.status]}Content-Length: {len(answer.body)}\r\n{headers}{close}\r\n"
+    return head.encode("latin-1", "replace") + (b"" if head_only else answer.body)
+
+
 class _Handler(StreamRequestHandler):
-    """One connection: requests and answers, until either side has enough."""
+    """One connection: its requests one after the other, until either side has enough.
+
+    It waits for the next request while the one before is still to be answered, but does nothing with it until then:
+    answers have the order of the requests.
+    """
 
     server: WebhookServer
 
     def setup(self) -> None:
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _set_timeout(self.request, socket.SO_SNDTIMEO, _REQUEST_SECONDS)
-        _set_timeout(self.request, socket.SO_RCVTIMEO, _KEPT_SECONDS)
+        # Then it is time for a 503, if there is something to answer.
+        _set_timeout(self.request, socket.SO_RCVTIMEO, self.server.reply_seconds)
         self._hurried = False  # whether the timeout is that of the rest of a request
         self._received = b""
+        self._reply: _Reply | None = None  # to the newest request that was read
+
+    def handle(self) -> None:
+        while self._next_comes() and self._take():
+            pass
 
     def finish(self) -> None:
         self._received = b""
+        self._concluded()
 
-    def handle(self) -> None:
-        kept = False
-        while not (kept and self.server.stopping):
-            self.server.awaits(self.request)
-            if self._hurried:
-                _set_timeout(self.request, socket.SO_RCVTIMEO, _KEPT_SECONDS)
-                self._hurried = False
-            if not self._received:
-                self._received = self.request.recv(65536)
-                if not self._received:
-                    return
-            kept = True
-            self.server.began(self.request)
+    def _next_comes(self) -> bool:
+        """Waits for the first bytes of a request; whether they came, and whatever came before is answered."""
+        if self._hurried:
+            _set_timeout(self.request, socket.SO_RCVTIMEO, self.server.reply_seconds)
+            self._hurried = False
+        silent = 0.0
+        while not self._received and silent < _KEPT_SECONDS:
             try:
-                if not self._one_request():
-                    return
-            finally:
-                self.server.ended()
+                self._received = self.request.recv(65536)
+            except BlockingIOError:
+                silent += self.server.reply_seconds
+            else:
+                break
+            if not self._concluded():
+                return False
+        return self._concluded() and bool(self._received)
 
-    def _one_request(self) -> bool:
-        """Answers one request; whether the connection can take another."""
+    def _concluded(self) -> bool:
+        return self._reply is None or self._reply.conclude()
+
+    def _take(self) -> bool:
+        """Reads a request and hands it on; whether there may be another one."""
         self._deadline = time.monotonic() + _REQUEST_SECONDS
+        reply = _Reply(self.server, self.request)
         try:
             head = self._read_head()
             body = self._read_body(head)
             if not self.server.awaits_no_more(self.request):
-                return False
+                raise ConnectionError("had to make room")
+            reply.expect(head)
+            self.server.answer_request(head.method, head.path, body, reply.send)
         except _BadRequest as error:
-            self._send(error.answer, keep_alive=False)
+            reply.send(error.answer)
             self._linger()
             return False
-        except ConnectionError:
-            return False
-        answer = self.server.answer_request(head.method, head.path, body)
-        keep_alive = head.keep_alive and not self.server.stopping and self.server.has_room()
-        self._send(answer, keep_alive, head.method == "HEAD")
-        return keep_alive
+        except BaseException:
+            reply.revoke()
+            raise
+        self._reply = reply
+        return head.keep_alive
 
     def _read_head(self) -> _Head:
         received = self._received
@@ -334,7 +434,7 @@ class _Handler(StreamRequestHandler):
         if head.length > limit:
             raise _BadRequest(_too_large(limit))
         if head.expects_continue and (head.length or head.chunked) and not self._received:
-            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            _send_at_once(self.request, b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.chunked:
             return self._read_chunks(limit)
         if len(self._received) < head.length:
@@ -389,14 +489,6 @@ class _Handler(StreamRequestHandler):
         if not data:
             raise ConnectionError("closed in the middle of a request")
         return data
-
-    def _send(self, answer: Answer, keep_alive: bool, head_only: bool = False) -> None:
-        headers = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
-        head = (
-            f"{_STATUS_LINES[answer.status]}Content-Length: {len(answer.body)}\r\n{headers}"
-            f"{'' if keep_alive else 'Connection: close' + chr(13) + chr(10)}\r\n"
-        )
-        self.request.sendall(head.encode("latin-1", "replace") + (b"" if head_only else answer.body))
 
     def _linger(self) -> None:
         """Reads on a little after an early answer: closing with unread bytes resets the connection and the answer."""

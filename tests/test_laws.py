@@ -22,11 +22,11 @@ from postgres_server import PostgresServer
 from regstat_lib import changes
 from regstat_lib.batch import Arrival, Batch, Entry, Learned
 from regstat_lib.manifest import parse_manifest
-from regstat_lib.recorder import Outcome
+from regstat_lib.recorder import Outcome, Settle
 from regstat_lib.store.connection_string import parse_connection_string
 from regstat_lib.store.postgres import PostgresDatabase, PostgresSession
 from regstat_lib.store.sqlite import SqliteDatabase, SqliteSession
-from regstat_lib.webhook import Webhook
+from regstat_lib.webhook import Answer, Webhook
 
 EXAMPLES = int(os.environ.get("REGSTAT_EXAMPLES", "60"))
 law = settings(
@@ -268,9 +268,9 @@ class Catcher:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
 
-    def submit(self, entries: list[Entry]) -> Outcome:
+    def enqueue(self, entries: list[Entry], settle: Settle) -> None:
         self.entries += entries
-        return Outcome(len(entries), 0)
+        settle(Outcome(len(entries), 0))
 
 
 def batch_of(told: Sequence[Told]) -> Batch:
@@ -279,7 +279,9 @@ def batch_of(told: Sequence[Told]) -> Batch:
     webhook = Webhook(catcher, {}, lambda: NOW)
     for one in told:
         if isinstance(one, Happening):
-            answer = webhook.answer("POST", "/", json.dumps({"events": [notification(one)]}).encode())
+            answers: list[Answer] = []
+            webhook.answer("POST", "/", json.dumps({"events": [notification(one)]}).encode(), answers.append)
+            (answer,) = answers
             assert answer.status == 200
             assert b'"set_aside": 0' in answer.body
         else:
@@ -462,7 +464,8 @@ def without_time(at: str) -> list[Entry]:
     catcher = Catcher()
     event = notification(Happening("push", HERE, 1, "blob", "sha256:config"))
     del event["timestamp"]
-    Webhook(catcher, {}, lambda: at).answer("POST", "/", json.dumps({"events": [event]}).encode())
+    body = json.dumps({"events": [event]}).encode()
+    Webhook(catcher, {}, lambda: at).answer("POST", "/", body, lambda _: None)
     return catcher.entries
 
 
