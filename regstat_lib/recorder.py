@@ -33,6 +33,8 @@ _BATCH_ENTRIES = 1_000
 _LARGE_BATCH = 64
 _RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 _SAME_OUTAGE_SECONDS = 30.0
+# Whoever ends connections may end the next one as well; a database that can be connected to is no outage.
+_WRITE_ATTEMPTS = 4
 # A registry gives up on an answer after a second, and sends again.
 _SILENCE_SECONDS = 3.0
 _PURGE_SECONDS = 60.0
@@ -318,29 +320,29 @@ class Recorder:
                 item.settled(outage)
 
     def _write(self, writer: Writer, items: list[_Item]) -> None:
-        try:
-            self._record(writer, items)
-        except StoreError as error:
-            if not isinstance(error, Unavailable):
-                self._fail(writer, items, error)
-                return
-            writer.disconnect()
-            if not self._connect(writer):
-                # The log was told why; that the connection broke as well would be a second line about one outage.
-                for item in items:
-                    item.settled(self._outage or error)
-                return
-            # The connection had died; the database had not. What was written already is written again harmlessly.
-            with self._work:
-                self._writing += 1
-                self._running += sum(len(item.entries) for item in items)
+        for attempt in range(_WRITE_ATTEMPTS):
+            if attempt:
+                # The connection had died; the database had not. What was written already is written again harmlessly.
+                with self._work:
+                    self._writing += 1
+                    self._running += sum(len(item.entries) for item in items)
             try:
                 self._record(writer, items)
-            except StoreError as second:
-                self._fail(writer, items, second)
-        except Exception as error:
-            _log.exception("Recording a batch failed in a way that regstat does not know")
-            self._fail(writer, items, Unavailable(f"Recording failed: {error}."))
+                return
+            except StoreError as error:
+                if not isinstance(error, Unavailable) or attempt == _WRITE_ATTEMPTS - 1:
+                    self._fail(writer, items, error)
+                    return
+                writer.disconnect()
+                if not self._connect(writer):
+                    # The log was told why; that the connection broke as well would be a second line about one outage.
+                    for item in items:
+                        item.settled(self._outage or error)
+                    return
+            except Exception as error:
+                _log.exception("Recording a batch failed in a way that regstat does not know")
+                self._fail(writer, items, Unavailable(f"Recording failed: {error}."))
+                return
 
     def _fail(self, writer: Writer, items: list[_Item], error: StoreError) -> None:
         writer.disconnect()
