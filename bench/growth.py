@@ -221,16 +221,17 @@ def svg(costs: Sequence[Cost]) -> str:
         def y(ratio: float) -> float:
             return _TOP + _HEIGHT * (1 - ratio / top)
 
-        parts.append(f'<text x="{left}" y="{_TOP - 12}" font-weight="bold">{name}: time of an event, relative, by known blobs</text>')
+        parts.append(
+            f'<text x="{left}" y="{_TOP - 12}" font-weight="bold">{name}: time of an event, relative, by known blobs'
+            "</text>"
+        )
         for tick in (step * 0.5 for step in range(int(top * 2) + 1)):
             parts.append(
                 f'<line x1="{left}" x2="{left + _WIDTH}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#ddd"/>'
                 f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
             )
         for size in sizes:
-            parts.append(
-                f'<text x="{x(size):.1f}" y="{_TOP + _HEIGHT + 16}" text-anchor="middle">{size:,}</text>'
-            )
+            parts.append(f'<text x="{x(size):.1f}" y="{_TOP + _HEIGHT + 16}" text-anchor="middle">{size:,}</text>')
         for case, colour in zip(cases, _COLOURS):
             points = " ".join(f"{x(size):.1f},{y(ratio):.1f}" for size, ratio in ratios[name, case])
             parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
