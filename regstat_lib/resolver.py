@@ -187,7 +187,15 @@ class Resolver:
             fetched = self._client.fetch_manifest(
                 ManifestSource(pending.registry, pending.repository, pending.digest, pending.url, pending.host)
             )
-            self._recorder.submit([_learned(pending, fetched)])
+            outcome = self._recorder.submit([_learned(pending, fetched)])
+            if outcome.set_aside:
+                # It would be refused again.
+                failure = FetchError(
+                    Trouble.UNUSABLE,
+                    pending.registry,
+                    f"What manifest {pending.digest} of {pending.repository} references cannot be recorded; the table"
+                    " set_aside says why.",
+                )
         except FetchError as error:
             failure = error
         except NotAManifest as error:

@@ -21,7 +21,7 @@ from postgres_server import PostgresServer
 
 from regstat_lib import changes
 from regstat_lib.batch import Arrival, Batch, Entry, Learned
-from regstat_lib.manifest import parse_manifest
+from regstat_lib.manifest import Contents, Link, parse_manifest
 from regstat_lib.recorder import Outcome, Settle
 from regstat_lib.store.connection_string import parse_connection_string
 from regstat_lib.store.postgres import PostgresDatabase, PostgresSession
@@ -493,3 +493,15 @@ def test_what_one_source_knows_of_a_link_is_kept_beside_another_in_one_batch_or_
         found.append({table: sqlite.rows(table) for table in LIVE})
     assert found == [found[0]] * 4
     assert ("sha256:layer-a", SCHEMA1_LAYER) in sqlite.rows("manifest_blob", "blob_digest, media_type")
+
+
+def test_the_size_of_a_foreign_layer_is_known_whichever_source_told_of_it(sqlite: Store) -> None:
+    digest, layer = "sha256:image-with-foreign", "sha256:foreign"
+    told = Contents((Link(layer, "foreign", LAYER, None),), True)
+    learned = parse_manifest(json.dumps(MANIFESTS[digest].document).encode())
+    for sources in ((told, learned), (learned, told)):
+        sqlite.record([])
+        for contents in sources:
+            entry = Learned(digest, contents, 100, OCI_MANIFEST, changes.Repository(*HERE))
+            sqlite.sessions[0].record(Batch([entry]), NOW)
+        assert sqlite.rows("foreign_layers", "blob_digest, size") == {(layer, len(layer))}

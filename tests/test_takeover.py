@@ -277,6 +277,63 @@ def test_a_known_tag_moves_and_an_older_event_moves_nothing(original: list[str])
         assert APP_10 in {row[0] for row in tables(original)["manifests"]}
 
 
+def post_and_expect_recorded(daemon: RunningDaemon, *events: dict[str, Any]) -> None:
+    """Posts, and nothing of it may be set aside."""
+    assert daemon.post(envelope(*events)) == (200, {"recorded": len(events), "set_aside": 0})
+
+
+def test_a_link_that_is_live_and_deleted_takes_what_a_push_tells_of_it(original: list[str]) -> None:
+    change(original, f"insert into {{s}}deleted_manifest_blob values ('{WEB}', '{SHARED_BLOB}')")
+    with run_daemon(*original) as daemon:
+        await_taken_over(daemon)
+        post_and_expect_recorded(
+            daemon, image(WEB, WEB_BLOB, SHARED_BLOB, tag="new", host=REGISTRY, repository="team/web", timestamp=LATER)
+        )
+        kinds = f"select kind from {{s}}manifest_blob where manifest_digest = '{WEB}' and blob_digest = '{SHARED_BLOB}'"
+        assert rows(original, kinds) == [("layer",)]
+
+
+def pull_of_job(*layers: str, **details: Any) -> dict[str, Any]:
+    """A pull of the manifest that the original saw deleted, telling what it is made of."""
+    pull = image(JOB, *layers, host=REGISTRY, repository="old/job", timestamp=LATER)
+    pull["action"] = "pull"
+    pull["target"]["references"][-1].update(details)
+    return pull
+
+
+def test_a_deleted_manifest_that_is_seen_again_may_have_blobs_that_the_original_never_knew(original: list[str]) -> None:
+    with run_daemon(*original) as daemon:
+        post_and_expect_recorded(daemon, pull_of_job(*JOB_BLOBS, digest_of("unknown to the original")))
+        assert (JOB, digest_of("unknown to the original")) in tables(original, {**LIVE, **DELETED})["manifest_blob"]
+
+
+@pytest.mark.parametrize("deletion_first", [True, False])
+def test_a_blob_deleted_anywhere_is_not_brought_back_by_what_the_original_knew(
+    original: list[str], deletion_first: bool
+) -> None:
+    blob = digest_of("unknown to the original")
+    deletion = event("delete", blob, host=REGISTRY, repository="team/app", timestamp=LATER)
+    events = [deletion, pull_of_job(*JOB_BLOBS, blob)]
+    with run_daemon(*original) as daemon:
+        for one in events if deletion_first else reversed(events):
+            post_and_expect_recorded(daemon, one)
+        assert blob not in {row[0] for row in tables(original, {**LIVE, **DELETED})["blobs"]}
+
+
+def test_a_deleted_link_that_turns_out_to_be_a_foreign_layer_breaks_nothing_and_proves_nothing(
+    original: list[str],
+) -> None:
+    blob = sorted(JOB_BLOBS)[-1]
+    with run_daemon(*original) as daemon:
+        await_taken_over(daemon)
+        post_and_expect_recorded(daemon, event("delete", blob, host=REGISTRY, repository="old/job", timestamp=LATEST))
+        post_and_expect_recorded(daemon, pull_of_job(*sorted(JOB_BLOBS), urls=["https://elsewhere.example/layer"]))
+        found = tables(original, {**LIVE, **DELETED})
+        assert blob not in {row[0] for row in found["blobs"]}
+        assert (JOB, blob) not in found["manifest_blob"]
+        assert (JOB, blob) not in {row[:2] for row in found["deleted_manifest_blob"]}
+
+
 def test_an_upgrade_that_is_killed_leaves_the_database_as_it_was(original: list[str]) -> None:
     before, rows_before = shape(original), tables(original, {**LIVE, **DELETED})
     with closing(pg_connect(original[1])) as somebody:

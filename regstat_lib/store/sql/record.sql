@@ -70,9 +70,9 @@ where staged.kind <> 'foreign'
         where l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
     );
 
--- set richer (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
--- links that are there already and of which this source knows more
+-- contents: links that are there already may learn what a richer source says of them
 -- if staged_links
+insert into {s}manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
 select l.manifest_digest, l.blob_digest, coalesce(staged.kind, l.kind), coalesce(staged.media_type, l.media_type),
     coalesce(staged.size, l.size)
 from {staged_links}
@@ -80,32 +80,27 @@ join {s}manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob
 where staged.kind <> coalesce(l.kind, '')
     or staged.media_type <> coalesce(l.media_type, '')
     or staged.size <> coalesce(l.size, -1)
-union all
-select l.manifest_digest, l.blob_digest, coalesce(staged.kind, l.kind), coalesce(staged.media_type, l.media_type),
-    coalesce(staged.size, l.size)
-from {staged_links}
-join {s}deleted_manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
-where (staged.kind <> 'foreign' and staged.kind <> coalesce(l.kind, ''))
-    or (staged.kind <> 'foreign' and staged.media_type <> coalesce(l.media_type, ''))
-    or (staged.kind <> 'foreign' and staged.size <> coalesce(l.size, -1));
-
--- if richer
-insert into {s}manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
-select l.manifest_digest, l.blob_digest, richer.kind, richer.media_type, richer.size
-from {richer}
-join {s}manifest_blob l on l.manifest_digest = richer.manifest_digest and l.blob_digest = richer.blob_digest
-where true
 on conflict (manifest_digest, blob_digest) do update set
     kind = excluded.kind,
     media_type = excluded.media_type,
     size = excluded.size;
 
--- if richer
+-- contents: one that the original left, of a foreign layer, is none that can be missed
+-- if staged_links
+delete from {s}deleted_manifest_blob
+where (manifest_digest, blob_digest) in (
+    select manifest_digest, blob_digest from {staged_links} where staged.kind = 'foreign'
+);
+
+-- if staged_links
 insert into {s}deleted_manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
-select l.manifest_digest, l.blob_digest, richer.kind, richer.media_type, richer.size
-from {richer}
-join {s}deleted_manifest_blob l on l.manifest_digest = richer.manifest_digest and l.blob_digest = richer.blob_digest
-where true
+select l.manifest_digest, l.blob_digest, coalesce(staged.kind, l.kind), coalesce(staged.media_type, l.media_type),
+    coalesce(staged.size, l.size)
+from {staged_links}
+join {s}deleted_manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
+where staged.kind <> coalesce(l.kind, '')
+    or staged.media_type <> coalesce(l.media_type, '')
+    or staged.size <> coalesce(l.size, -1)
 on conflict (manifest_digest, blob_digest) do update set
     kind = excluded.kind,
     media_type = excluded.media_type,
@@ -114,10 +109,18 @@ on conflict (manifest_digest, blob_digest) do update set
 -- contents: foreign layers
 -- if staged_links
 insert into {s}foreign_layers (manifest_digest, blob_digest, media_type, size)
-select manifest_digest, blob_digest, media_type, size
+select staged.manifest_digest, staged.blob_digest, coalesce(staged.media_type, f.media_type), coalesce(staged.size, f.size)
 from {staged_links}
+left join {s}foreign_layers f on f.manifest_digest = staged.manifest_digest and f.blob_digest = staged.blob_digest
 where staged.kind = 'foreign'
-on conflict do nothing;
+    and (
+        f.manifest_digest is null
+        or staged.media_type <> coalesce(f.media_type, '')
+        or staged.size <> coalesce(f.size, -1)
+    )
+on conflict (manifest_digest, blob_digest) do update set
+    media_type = excluded.media_type,
+    size = excluded.size;
 
 -- holdings: a deletion in any repository ends what the original knew without its repository
 -- if staged_deletions
@@ -189,7 +192,8 @@ join {s}holdings h on h.digest = staged.manifest_digest;
 -- if referrers
 select l.blob_digest, l.repository_id,
     max(case when coalesce(l.kind, '') not in ('manifest', 'subject') then l.pulled end),
-    min(case when coalesce(l.kind, '') not in ('foreign', 'subject') then l.first_pushed end),
+    -- Of what the original had deleted only the newest push is known.
+    min(case when coalesce(l.kind, '') not in ('foreign', 'subject') then coalesce(l.first_pushed, l.pushed) end),
     max(case when coalesce(l.kind, '') not in ('foreign', 'manifest', 'subject') then l.pushed end),
     max(case when l.kind = 'manifest' then l.pushed end),
     max(l.size),
@@ -214,7 +218,10 @@ group by l.blob_digest, l.repository_id;
 -- holdings: what the references say
 -- if referenced
 insert into {s}holdings (digest, repository_id, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type)
-select f.digest, f.repository_id, f.pulled, f.first_seen, f.as_blob, f.as_manifest, r.deleted, f.size, f.media_type
+select f.digest, f.repository_id, f.pulled, f.first_seen, f.as_blob, f.as_manifest,
+    -- A deletion in any repository ends what the original knew without its repository, also when that is learned later.
+    case when f.repository_id = 0 then (select max(o.deleted) from {s}holdings o where o.digest = f.digest) else r.deleted end,
+    f.size, f.media_type
 from {referenced:f}
 join {s}repository_names r on r.id = f.repository_id
 where true
