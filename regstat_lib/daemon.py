@@ -25,6 +25,8 @@ from regstat_lib.webhook import Webhook
 _log = logging.getLogger(__name__)
 
 _SUMMARY_SECONDS = 60.0
+# A signal that comes when Python is just about to wait does not end the wait; so none is longer than this.
+_WAIT_SECONDS = 1.0
 _FIRST_ATTEMPT_SECONDS = 2.0
 # No transaction takes so long: databases that are silent for half of it count as gone.
 _STUCK_SECONDS = 60.0
@@ -97,7 +99,7 @@ def run(settings: Settings) -> int:
 def _watch_until(stop: threading.Event, recorder: Recorder, watchdog: float | None) -> None:
     """Says once a minute what was done, and to a watchdog of so many seconds, more often, that the writer moves."""
     next_summary = time.monotonic() + _SUMMARY_SECONDS
-    while not stop.wait(min(_SUMMARY_SECONDS, math.inf if watchdog is None else watchdog / 4)):
+    while not stop.wait(min(_WAIT_SECONDS, math.inf if watchdog is None else watchdog / 4)):
         if watchdog is not None and recorder.step_seconds() < watchdog / 2:
             systemd.notify("WATCHDOG=1")
         if time.monotonic() < next_summary:
