@@ -102,7 +102,7 @@ def parse_envelope(body: bytes) -> Envelope:
         )
     # Only an escape, the byte that starts an encoded surrogate, or an encoding other than UTF-8 (it has NULs) can bring
     # a character that a database cannot hold.
-    unchecked = b"\\u" in body or b"\xed" in body or b"\0" in body
+    unchecked = (b"\\" in body and b"\\u" in body) or b"\xed" in body or b"\0" in body
     understood = []
     set_aside = []
     for raw in events:

@@ -61,10 +61,10 @@ def as_of(version: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         then.setattr(sqlite, "SCHEMA_VERSION", version)
         then.setattr(postgres, "SCHEMA_VERSION", version)
         then.setitem(sql_text._TEXTS, "record.sql", script)
-        for made_of_script in (sqlite._script, postgres._record_function, postgres._staged_keys):
+        for made_of_script in (sqlite._script, postgres._record_function):
             made_of_script.cache_clear()
         yield
-    for made_of_script in (sqlite._script, postgres._record_function, postgres._staged_keys):
+    for made_of_script in (sqlite._script, postgres._record_function):
         made_of_script.cache_clear()
 
 

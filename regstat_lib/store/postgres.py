@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import ssl
-import string
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
@@ -17,6 +16,7 @@ from regstat_lib.batch import Batch
 from regstat_lib.changes import Repository
 from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Sink, Unavailable
 from regstat_lib.store.connection_string import ConnectionString, tls_contexts
+from regstat_lib.store.one_message import OneMessage
 from regstat_lib.store.schema import SCHEMA_VERSION, check_readable, upgrade_files
 from regstat_lib.store.sql_text import Relation, fill, fill_sources, read, record_script, statements
 from regstat_lib.store.staged import Row, staged_rows
@@ -177,7 +177,7 @@ class PostgresSession:
         self._connection = connection
         self._description = description
         self._repository_ids: dict[Repository, int] = {}
-        self._record: Any = None
+        self._record: OneMessage | None = None
 
     def upgrade(self) -> None:
         """Makes the schema, or brings it to this version, in one transaction."""
@@ -215,11 +215,11 @@ class PostgresSession:
             rows = staged_rows(batch, self._ids(batch.repositories()))
             if self._record is None:
                 self._connection.run(_record_function())
-                self._record = self._connection.prepare(
-                    f"select pg_temp.regstat_record(cast(:batch as jsonb), {SCHEMA_VERSION})"
+                self._record = OneMessage(
+                    self._connection, f"select pg_temp.regstat_record(cast(:batch as jsonb), {SCHEMA_VERSION})"
                 )
             # One statement outside of a transaction block: its answer comes when the commit is done.
-            self._record.run(batch=_as_json(rows, now))
+            self._record.run(_as_json(rows, now))
 
     def known_untimed(self, ids: Collection[str]) -> set[str]:
         with _translated(self._description):
@@ -452,22 +452,8 @@ def _literal(value: str | int) -> str:
 
 
 def _as_json(rows: dict[str, list[Row]], now: str) -> str:
-    keys = _staged_keys()
-    document: dict[str, Any] = {"now": now}
-    for name, staged in rows.items():
-        names = keys[name]
-        document[name] = [{key: value for key, value in zip(names, row) if value is not None} for row in staged]
-    return json.dumps(document, separators=(",", ":"))
-
-
-@cache
-def _staged_keys() -> dict[str, tuple[str, ...]]:
-    return {relation.name: _keys(relation) for relation in record_script().staged}
-
-
-def _keys(relation: Relation) -> tuple[str, ...]:
-    """What stands for the columns of a staged relation in JSON: they are in every row, so they are short."""
-    return tuple(string.ascii_lowercase[: len(relation.columns)])
+    # A row is an array of its values: names would be in every row, to be written here and to be looked up there.
+    return json.dumps({"now": now, **rows}, separators=(",", ":"))
 
 
 def _numbered(sql: str) -> str:
@@ -485,10 +471,12 @@ def _record_function() -> str:
 
     def source(name: str, alias: str) -> str:
         if name in staged:
-            keys = _keys(staged[name])
-            columns = ", ".join(f"{key} as {column}" for key, (column, _) in zip(keys, staged[name].columns))
-            types = ", ".join(f"{key} {kind}" for key, (_, kind) in zip(keys, staged[name].columns))
-            return f"(select {columns} from jsonb_to_recordset(batch->'{name}') as j({types})) as {alias}"
+            columns = ", ".join(
+                f"cast(row->>{position} as {kind}) as {column}"
+                for position, (column, kind) in enumerate(staged[name].columns)
+            )
+            # "offset" keeps it a relation: otherwise a value is taken out of the JSON again wherever it is used.
+            return f"(select {columns} from jsonb_array_elements(batch->'{name}') as row offset 0) as {alias}"
         arrays = ", ".join(_variable(kept[name], column) for column, _ in kept[name].columns)
         return f"unnest({arrays}) as {alias}({', '.join(column for column, _ in kept[name].columns)})"
 
