@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
@@ -33,6 +34,8 @@ _STUCK_SECONDS = 60.0
 # New objects between two collections of garbage. A notification is some dozens of objects that live until its commit,
 # in no cycles; with Python's 700, all that wait are gone through again and again.
 _GARBAGE_OBJECTS = 50_000
+# malloc.h, mallopt(3).
+_M_ARENA_MAX = -8
 # systemd and Docker kill after 90 and 10 seconds.
 _FINISH_SECONDS = 4.0
 
@@ -54,6 +57,7 @@ def run(settings: Settings) -> int:
     """Runs until SIGTERM or SIGINT; the exit status. Raises OSError when the port cannot be had."""
     gc.freeze()
     gc.set_threshold(_GARBAGE_OBJECTS, 20, 50)
+    _use_one_heap()
     stop = threading.Event()
     resolver: Resolver
     recorder = Recorder(
@@ -94,6 +98,18 @@ def run(settings: Settings) -> int:
             "Stopped after %.1f s%s", time.monotonic() - began, "" if finished else ", the database not answering"
         )
     return 0
+
+
+def _use_one_heap() -> None:
+    """Where the C library is glibc: threads share one heap instead of keeping several, each as large as it ever was.
+
+    Several are for threads that allocate at the same time, which the interpreter's lock does not let them.
+    """
+    # Not to be had everywhere (musl), nor everywhere allowed; it only saves memory.
+    with contextlib.suppress(ImportError, OSError, AttributeError, MemoryError):
+        import ctypes
+
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _watch_until(stop: threading.Event, recorder: Recorder, watchdog: float | None) -> None:
