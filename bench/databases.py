@@ -103,9 +103,8 @@ def _postgres(connection_string: str) -> BenchDatabase:
 
     target = parse_connection_string(connection_string)
 
-    def run(*statements: str) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = []
-        connection = pg8000.native.Connection(
+    def connect() -> pg8000.native.Connection:
+        return pg8000.native.Connection(
             target.user,
             password=target.password,
             database=target.database,
@@ -114,12 +113,17 @@ def _postgres(connection_string: str) -> BenchDatabase:
             unix_sock=target.unix_socket,
             ssl_context=tls_contexts(target)[0],
         )
-        with contextlib.closing(connection):
+
+    def run(*statements: str) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = []
+        with contextlib.closing(connect()) as connection:
             for statement in statements:
                 rows = [tuple(row) for row in connection.run(statement.replace("{s}", "regstat.")) or ()]
         return rows
 
-    postmaster = _parent_named(int(run("select pg_backend_pid()")[0][0]), "postgres")
+    # While the backend is there: it ends with its connection.
+    with contextlib.closing(connect()) as connection:
+        postmaster = _parent_named(int(connection.run("select pg_backend_pid()")[0][0]), "postgres")
     return BenchDatabase(
         ("-pg-conn-str", connection_string),
         PostgresDatabase(target),
