@@ -5,6 +5,8 @@ VENV ?= .venv
 # Most tests wait for processes and sockets rather than for a processor. Those of a group share what is dear to make.
 PYTEST_FLAGS ?= -n 3 --dist loadgroup
 BIN = $(VENV)/bin
+# What the tests are made with is not typed for Python 3.9.
+CHECK_TESTS = MYPYPATH=.:tests:tests/registry:bench $(BIN)/mypy --python-version 3.11 --explicit-package-bases
 
 .PHONY: test test-matrix lint dist venv programs
 
@@ -26,6 +28,8 @@ lint: venv
 	$(BIN)/ruff check regstat.py regstat_lib tests deploy bench
 	$(BIN)/ruff format --check regstat.py regstat_lib tests deploy bench
 	$(BIN)/mypy regstat.py regstat_lib deploy/build_pyz.py
+	$(CHECK_TESTS) bench tests/*.py
+	$(CHECK_TESTS) tests/registry/*.py
 
 # One file with everything inside: see deploy/build_pyz.py. It needs pip, and nothing of what the tests need.
 dist:

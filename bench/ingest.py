@@ -228,7 +228,7 @@ def table_head(columns: Sequence[str]) -> str:
 def _comparison(earlier: dict[str, Any], cases: Sequence[tuple[Case, Figures]]) -> str:
     """The figures of this run as multiples of those of an earlier one."""
     before = {
-        (row["engine"], row["mix"], row["style"], row["connections"]): Figures(
+        Case(row["engine"], row["mix"], row["style"], row["connections"]): Figures(
             **{name: row[name] for name in Figures._fields}
         )
         for row in earlier["cases"]
@@ -236,13 +236,15 @@ def _comparison(earlier: dict[str, Any], cases: Sequence[tuple[Case, Figures]]) 
     names = ("rate", "p50", "p99", "longest", "peak_memory", "batch", "without_database", "database_alone")
     lines = [table_head((*_COLUMNS[:4], *names, "daemon CPU an event", "database CPU an event"))]
     for case, now in cases:
-        then = before.get(tuple(case))
+        then = before.get(case)
         if then is None:
             continue
         ratios = [_ratio(getattr(now, name), getattr(then, name)) for name in names]
         for spent_now, spent_then in ((now.daemon_cpu, then.daemon_cpu), (now.database_cpu, then.database_cpu)):
-            known = spent_now is not None and spent_then is not None
-            ratios.append(_ratio(spent_now / now.events, spent_then / then.events) if known else "-")
+            if spent_now is None or spent_then is None:
+                ratios.append("-")
+            else:
+                ratios.append(_ratio(spent_now / now.events, spent_then / then.events))
         lines.append(f"| {' | '.join(map(str, (*case, *ratios)))} |")
     return "\n".join(lines)
 

@@ -39,6 +39,10 @@ class Clients:
             finally:
                 connection.close()
 
+    def went_on(self, before: int, more: int) -> bool:
+        """Whether so many more were acknowledged than `before`, or there is trouble."""
+        return len(self.acknowledged) > before + more or bool(self.troubles)
+
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:

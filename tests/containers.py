@@ -64,7 +64,9 @@ def _bootstrap(tar: Path) -> None:
 
 def run(*command: Any, **details: Any) -> str:
     """What the command printed; fails with all that it said."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, **details)
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=240, **details
+    )
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 

@@ -257,7 +257,7 @@ def _post_and_forget(daemon: RunningDaemon, body: bytes) -> None:
 
 def _waiting(connection_string: str) -> bool:
     query = "select count(*) from pg_locks where not granted"
-    return rows(["-pg-conn-str", connection_string], query)[0][0] > 0
+    return bool(rows(["-pg-conn-str", connection_string], query)[0][0])
 
 
 @pytest.mark.parametrize("daemons", [2, 10])

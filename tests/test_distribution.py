@@ -179,7 +179,7 @@ def checkout(directory: Path) -> Path:
 
 def run(*command: Any, **details: Any) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, timeout=120, env=environment, **details
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -443,7 +443,7 @@ def test_both_engines_keep_the_same_rows(sqlite: Store, postgres_shared: Store, 
     for table in EVERY:
         mine, theirs = sqlite.rows(table), postgres_shared.rows(table)
         if table == "repository_names":  # emptying leaves those of other examples
-            mine, theirs = ({row for row in rows if row[-1] is not None} for rows in (mine, theirs))
+            mine, theirs = (frozenset(row for row in rows if row[-1] is not None) for rows in (mine, theirs))
         assert mine == theirs, table
 
 
@@ -455,7 +455,7 @@ def test_two_daemons_on_one_database_end_as_one(sqlite: Store, sqlite_shared: St
     for table in EVERY:
         mine, theirs = sqlite.rows(table), sqlite_shared.rows(table)
         if table == "repository_names":
-            mine, theirs = ({row for row in rows if row[-1] is not None} for rows in (mine, theirs))
+            mine, theirs = (frozenset(row for row in rows if row[-1] is not None) for rows in (mine, theirs))
         assert mine == theirs, table
 
 
@@ -488,7 +488,8 @@ def test_what_one_source_knows_of_a_link_is_kept_beside_another_in_one_batch_or_
     told = Happening("push", HERE, 1, "manifest", "sha256:schema1", with_references=True)
     learned = Lesson("sha256:schema1", HERE)
     found = []
-    for batches in ([[told], [learned]], [[learned], [told]], [[told, learned]], [[learned, told]]):
+    orders: list[list[list[Told]]] = [[[told], [learned]], [[learned], [told]], [[told, learned]], [[learned, told]]]
+    for batches in orders:
         sqlite.record(batches)
         found.append({table: sqlite.rows(table) for table in LIVE})
     assert found == [found[0]] * 4

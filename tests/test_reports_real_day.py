@@ -49,7 +49,7 @@ def test_reports_agree_with_a_crawl(
 def differences(flags: list[str], held: Held) -> list[str]:
     """What a report lists and the crawl does not, and the other way round."""
     images = report(flags, "images")
-    expected = {
+    expected: dict[str, set[tuple[Any, ...]]] = {
         "tags": {(repository, tag, digest) for (repository, tag), digest in held.tags.items()},
         "sizes": {(digest, size) for digest in set(held.tags.values()) if (size := image_size(held, digest))},
         "repositories": {
@@ -62,7 +62,7 @@ def differences(flags: list[str], held: Held) -> list[str]:
         "broken": broken(held),
     }
     known = {digest for digest, _ in expected["sizes"]}
-    actual = {
+    actual: dict[str, set[tuple[Any, ...]]] = {
         "tags": {(row["repository"], row["tag"], row["digest"]) for row in images},
         "sizes": {(row["digest"], row["size"]) for row in images if row["digest"] in known},
         "repositories": {

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,9 @@ class Machine:
         self.root = root
         self.port = free_port()
         # basic.target: no service that it was installed with takes a port.
-        command = ["systemd-nspawn", "--directory", root, "--boot", "--register=no", "--keep-unit", "--console=pipe"]
+        command = ["systemd-nspawn", "--directory", str(root), "--boot", "--register=no", "--keep-unit"]
         self._process = subprocess.Popen(
-            [*command, "systemd.unit=basic.target"],
+            [*command, "--console=pipe", "systemd.unit=basic.target"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -147,7 +148,7 @@ def test_a_restart_under_load_loses_and_refuses_nothing(service: Machine) -> Non
     clients = Clients(service.port)
     for _ in range(3):
         before = len(clients.acknowledged)
-        await_condition(lambda before=before: len(clients.acknowledged) > before + 50 or clients.troubles, 30, "load")
+        await_condition(partial(clients.went_on, before, 50), 30, "load")
         service("systemctl", "restart", "regstat.service")
     clients.stop()
     assert clients.troubles == []

@@ -171,8 +171,8 @@ def test_views_and_grants_survive(original: list[str]) -> None:
 
 def test_a_pull_of_a_known_tag_is_noted_on_it_its_manifest_and_its_blobs(original: list[str]) -> None:
     with run_daemon(*original) as daemon:
-        details = {"host": REGISTRY, "repository": "team/web", "timestamp": LATER, "media_type": IMAGE}
-        post(daemon, event("pull", WEB, tag="latest", **details))
+        pull = event("pull", WEB, tag="latest", host=REGISTRY, repository="team/web", timestamp=LATER, media_type=IMAGE)
+        post(daemon, pull)
         when = "2026-12-01 00:00:00"
         assert rows(original, "select pulled::text, pushed::text from {s}tags where repository = 'team/web'") == [
             (when, "2026-11-23 16:56:30.640143")
@@ -256,8 +256,7 @@ def test_a_manifest_pushed_again_has_its_links_back(original: list[str]) -> None
 
 def test_a_blob_pushed_again_mends_the_manifest(original: list[str]) -> None:
     with run_daemon(*original) as daemon:
-        details = {"host": REGISTRY, "repository": "team/web", "timestamp": LATER}
-        post(daemon, event("push", WEB_DELETED_BLOB, **details))
+        post(daemon, event("push", WEB_DELETED_BLOB, host=REGISTRY, repository="team/web", timestamp=LATER))
         found = tables(original, {**LIVE, **DELETED})
         assert (WEB, WEB_DELETED_BLOB) in found["manifest_blob"]
         assert (WEB, WEB_DELETED_BLOB) not in found["deleted_manifest_blob"]

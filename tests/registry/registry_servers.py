@@ -309,7 +309,7 @@ class TokenIssuer:
             return Answer(401, {}, b'{"details": "incorrect username or password"}')
         if form.get("service") != [self.service]:
             return Answer(400)
-        access = []
+        access: list[dict[str, object]] = []
         for scope in form.get("scope", []):
             kind, name, actions = scope.split(":")
             access.append({"type": kind, "name": name, "actions": [a for a in actions.split(",") if a == "pull"]})
