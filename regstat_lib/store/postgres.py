@@ -185,6 +185,9 @@ class PostgresSession:
             version = self._version()
         if version < SCHEMA_VERSION:
             with self._transaction():
+                if version:
+                    # In the order in which a batch takes them: the log, its turn.
+                    self._run("lock table regstat.events in share row exclusive mode")
                 # Two that start at one moment: the second finds the work done.
                 self._run("select pg_advisory_xact_lock(:lock)", lock=_WRITER_LOCK)
                 self._connection._usock.settimeout(None)  # a large database takes its time
@@ -493,7 +496,8 @@ def _record_function() -> str:
         for relation in kept.values()
         for column, kind in relation.columns
     ]
-    body = []
+    before: list[str] = []
+    in_turn: list[str] = []
     for statement in script.statements:
         sql = fill_sources(statement.sql, _NAMES, source)
         if statement.keeps is not None:
@@ -509,7 +513,7 @@ def _record_function() -> str:
             )
         if statement.only_if:
             sql = f"if {' or '.join(has_rows(name) for name in statement.only_if)} then {sql}; end if"
-        body.append(sql + ";")
+        (in_turn if statement.in_turn else before).append(sql + ";")
     return f"""
         create or replace function pg_temp.regstat_record(batch jsonb, known_version integer) returns void
         language plpgsql
@@ -518,11 +522,12 @@ def _record_function() -> str:
         declare
 {chr(10).join(variables)}
         begin
+{chr(10).join(before)}
             perform pg_advisory_xact_lock({_WRITER_LOCK});
             if (select version from regstat.schema_version) <> known_version then
                 raise exception 'the schema was upgraded by another regstat; restart this one with the same version';
             end if;
-{chr(10).join(body)}
+{chr(10).join(in_turn)}
         end
         $regstat$
     """

@@ -30,6 +30,7 @@ class Statement(NamedTuple):
     """A statement of the record script; `keeps` names the relation that holds its result afterwards.
 
     `adds` is whether the relation has rows already that stay. `keys` are those of an upsert that returns something.
+    `in_turn` is whether no other writer may be at it at the same time.
     """
 
     sql: str
@@ -37,6 +38,7 @@ class Statement(NamedTuple):
     only_if: tuple[str, ...]
     adds: bool = False
     keys: Keys | None = None
+    in_turn: bool = True
 
 
 class Script(NamedTuple):
@@ -47,7 +49,7 @@ class Script(NamedTuple):
 
 
 _RELATION = re.compile(r"(\w+) \((.*)\)$")
-_DIRECTIVE = re.compile(r"-- (staged|set|more|keys|if|each kind)\b ?(.*)$")
+_DIRECTIVE = re.compile(r"-- (staged|set|more|keys|if|each kind|before its turn)\b ?(.*)$")
 _KEYS = re.compile(r"(\w+) \((.*)\)$")
 _SOURCE = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
@@ -127,6 +129,7 @@ def record_script() -> Script:
                     tuple(name.strip() for name in named["if"].split(",")) if "if" in named else (),
                     "more" in named,
                     _keys(named["keys"]) if "keys" in named else None,
+                    "before its turn" not in named,
                 )
             )
     return Script(tuple(staged), tuple(found))

@@ -1,7 +1,8 @@
 -- One batch of facts, recorded: the only writer of the live tables.
 --
 -- Both engines run these statements in this order, in one transaction, while no other
--- writer is in its own: each statement sees what the ones before it did.
+-- writer is in its own: each statement sees what the ones before it did. Those marked "before its turn" are run before
+-- that where there are several writers: nothing depends on them, and they on nothing.
 --
 -- staged_NAME is what came with the batch, already folded: one row for a key.
 -- "set NAME" keeps the result of a select under that name for the statements after it; "more NAME" adds to it. Where the
@@ -25,6 +26,7 @@
 -- staged pending (digest text, repository_id integer, url text, host text)
 
 -- log
+-- before its turn
 -- if staged_events
 insert into {s}events (timestamp, id, action, registry, repository, digest, tag, media_type, size,
     from_repository, method, actor, address, user_agent, source, received, untimed)
@@ -35,6 +37,7 @@ where true
 on conflict do nothing;
 
 -- aside
+-- before its turn
 -- if staged_aside
 insert into {s}set_aside (received, reason, event)
 select {now}, reason, event from {staged_aside};
