@@ -587,6 +587,31 @@ def test_what_the_database_refuses_is_set_aside_alone(database_flags: list[str])
         assert_all_there(database_flags, load.acknowledged)
 
 
+def test_a_new_repository_in_a_batch_that_is_refused_is_known_by_its_own_number_afterwards(
+    database_flags: list[str],
+) -> None:
+    with run_daemon(*database_flags) as daemon:
+        answers_with(daemon, 200)
+        refuse(database_flags)
+        first = event("push", digest_of("first"), repository="new/first")
+        second = event("push", digest_of("second"), repository="new/second")
+        refused = event("push", REFUSED, repository="new/first")
+        assert daemon.post(envelope(first, refused)) == (200, {"recorded": 1, "set_aside": 1})
+        assert daemon.post(envelope(second)) == (200, {"recorded": 1, "set_aside": 0})
+        assert daemon.post(envelope({**refused, "id": "again"}))[0] == 200
+        held = rows(
+            database_flags,
+            "select r.repository, h.digest from {s}holdings h"
+            " left join {s}repository_names r on r.id = h.repository_id order by 1",
+        )
+        assert [row for row in held if row[0] != "team/app"] == [
+            ("new/first", digest_of("first")),
+            ("new/second", digest_of("second")),
+        ]
+        blobs = {row[0] for row in rows(database_flags, "select digest from {s}blobs")}
+        assert blobs >= {digest_of("first"), digest_of("second")}
+
+
 def test_connections_that_the_database_ends_under_load_refuse_and_lose_nothing(pg_conn_str: str) -> None:
     flags = ["-pg-conn-str", pg_conn_str]
     with run_daemon(*flags) as daemon, closing(pg_connect(pg_conn_str)) as operator:

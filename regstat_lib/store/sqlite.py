@@ -112,6 +112,8 @@ def _translated(description: str) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if "locked" in str(error) or "busy" in str(error):
             raise Conflict(f"The {description} is locked by another program.") from error
+        if "overflow" in str(error):
+            raise Rejected(f"SQLite refused a value: {error}") from error
         raise Unavailable(f"The {description} cannot be used: {error}.") from error
     except (sqlite3.IntegrityError, sqlite3.DataError, OverflowError, UnicodeEncodeError) as error:
         raise Rejected(f"SQLite refused a value: {error}") from error
@@ -256,6 +258,8 @@ class SqliteSession:
                 yield
                 self._connection.execute("commit")
             except BaseException:
+                # New ones among them are rolled back as well.
+                self._repository_ids.clear()
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
                 raise
