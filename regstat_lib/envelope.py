@@ -28,7 +28,8 @@ _USUAL_TIMESTAMP = re.compile(
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 # A row of a Postgres B-tree index holds 2,704 bytes at most; the longest key is registry/repository:tag.
 _MAX_DIGEST, _MAX_NAME, _MAX_TAG, _MAX_TEXT = 512, 600, 512, 4096
-_MAX_SIZE = 2**63 - 1
+# The greatest whole number that every reader of JSON keeps (RFC 8259, section 6); a thousand add up to a bigint.
+_MAX_SIZE = 2**53 - 1
 
 
 class NotAnEnvelope(ValueError):
@@ -289,7 +290,7 @@ def _host_of(url: str) -> str:
     if not separator or not scheme:
         return ""
     host = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
-    return host if len(host) <= _MAX_NAME else ""
+    return host if len(host.encode("utf-8", "surrogatepass")) <= _MAX_NAME else ""
 
 
 def _made_up_id(raw: dict[str, Any]) -> str:
