@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Of the unnamed portal, with no limit of rows; and the end.
 _EXECUTE_AND_SYNC = b"E" + struct.pack("!i", 9) + b"\0" + struct.pack("!i", 0) + b"S" + struct.pack("!i", 4)
+_PIECE = 256 * 1024
 
 
 class OneMessage:
@@ -37,5 +38,9 @@ class OneMessage:
             parts += (struct.pack("!i", len(value)), value)
         parts += (struct.pack("!h", 0), _EXECUTE_AND_SYNC)
         length = 4 + sum(map(len, parts)) - len(_EXECUTE_AND_SYNC)
-        self._connection._usock.sendall(b"".join((b"B", struct.pack("!i", length), *parts)))
+        link = self._connection._usock
+        message = memoryview(b"".join((b"B", struct.pack("!i", length), *parts)))
+        while message:
+            # Not `sendall`, to which the time that a server may be silent is that for all of it.
+            message = message[link.send(message[:_PIECE]) :]
         self._connection.handle_messages(Context(self._statement, columns=[], input_funcs=[]))
