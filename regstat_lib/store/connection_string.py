@@ -49,6 +49,7 @@ class ConnectionString(NamedTuple):
     """Where a Postgres is and who asks. `repr` shows no password."""
 
     host: str
+    address: str | None  # of the host, when it is not to be looked up
     port: int
     unix_socket: str | None
     user: str
@@ -85,8 +86,9 @@ def parse_connection_string(text: str, environment: Mapping[str, str] = os.envir
             )
     values = {key: environment[name] for key, name in _ENVIRONMENT.items() if environment.get(name)}
     values.update((key, value) for key, value in given.items() if value != "")
-    host = values.get("hostaddr") or values.get("host") or "localhost"
-    if "," in host or "," in values.get("port", ""):
+    address = values.get("hostaddr")
+    host = values.get("host") or address or "localhost"
+    if any("," in where for where in (host, address or "", values.get("port", ""))):
         raise BadConnectionString(
             "The Postgres connection string names several hosts; regstat uses one: name the primary, or a proxy."
         )
@@ -100,10 +102,11 @@ def parse_connection_string(text: str, environment: Mapping[str, str] = os.envir
         )
     user = values.get("user") or environment.get("USER") or environment.get("LOGNAME") or "postgres"
     database = values.get("dbname") or user
-    unix_socket = f"{host}/.s.PGSQL.{port}" if host.startswith("/") else None
+    unix_socket = f"{host}/.s.PGSQL.{port}" if host.startswith("/") and address is None else None
     password = values.get("password") or _from_passfile(values, environment, host, port, database, user)
     return ConnectionString(
         host=host,
+        address=address,
         port=port,
         unix_socket=unix_socket,
         user=user,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from regstat_lib.batch import Batch
 from regstat_lib.changes import Repository
 from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Sink, Unavailable
-from regstat_lib.store.connection_string import ConnectionString, tls_contexts
+from regstat_lib.store.connection_string import BadConnectionString, ConnectionString, tls_contexts
 from regstat_lib.store.one_message import OneMessage
 from regstat_lib.store.schema import SCHEMA_VERSION, check_readable, upgrade_files
 from regstat_lib.store.sql_text import Relation, fill, fill_sources, read, record_script, statements
@@ -102,26 +102,15 @@ class PostgresDatabase:
     def _open(self) -> pg8000.native.Connection:
         import pg8000.native
 
-        contexts = tls_contexts(self.target)
-        for position, context in enumerate(contexts):
+        failures: list[Exception] = []
+        for context in tls_contexts(self.target):
             try:
-                connection = pg8000.native.Connection(
-                    user=self.target.user,
-                    password=self.target.password,
-                    database=self.target.database,
-                    host=self.target.host,
-                    port=self.target.port,
-                    unix_sock=self.target.unix_socket,
-                    # False is plain text; None would try TLS without saying so.
-                    ssl_context=context,
-                    timeout=self.target.connect_timeout,
-                    application_name=self.target.application_name,
-                    startup_params=dict(self.target.startup) or None,
-                )
+                connection = self._log_in(context)
                 break
-            except (pg8000.native.Error, OSError, ssl.SSLError):
-                if position == len(contexts) - 1:
-                    raise
+            except (pg8000.native.Error, OSError) as error:
+                failures.append(error)
+        else:
+            raise _most_telling(failures)
         link = connection._usock
         link.settimeout(_SILENCE_SECONDS)
         if link.family != getattr(socket, "AF_UNIX", None):
@@ -138,6 +127,59 @@ class PostgresDatabase:
                 connection.run(f"set {setting}")
         return connection
 
+    def _log_in(self, context: ssl.SSLContext | bool) -> pg8000.native.Connection:
+        import pg8000.native
+
+        target = self.target
+        # The host's name is what its certificate is for, whatever its address.
+        at_address = (
+            None
+            if target.address is None
+            else socket.create_connection((target.address, target.port), target.connect_timeout)
+        )
+        try:
+            return pg8000.native.Connection(
+                user=target.user,
+                password=target.password,
+                database=target.database,
+                host=target.host,
+                port=target.port,
+                unix_sock=target.unix_socket,
+                sock=at_address,
+                # False is plain text; None would try TLS without saying so.
+                ssl_context=context,
+                timeout=target.connect_timeout,
+                application_name=target.application_name,
+                startup_params=dict(target.startup) or None,
+            )
+        except BaseException as error:
+            if at_address is not None:
+                at_address.close()
+            if target.password is None and isinstance(error, AttributeError) and "NoneType" in str(error):
+                # All that pg8000 says of it.
+                raise Unavailable(
+                    f"The {self.description} asks for a password and none is given: put it into the connection string,"
+                    " PGPASSWORD or a password file."
+                ) from error
+            raise
+
+
+def _most_telling(failures: Sequence[Exception]) -> Exception:
+    """Of those with TLS and without: what the server said but that this way in is closed (28000), or else the last."""
+    import pg8000.native
+
+    told: list[Exception] = [
+        error
+        for error in failures
+        if isinstance(error, pg8000.native.DatabaseError) and _details(error).get("C") != "28000"
+    ]
+    return told[0] if told else failures[-1]
+
+
+def _details(error: pg8000.native.DatabaseError) -> dict[str, str]:
+    """The fields of an error, by their letters (Postgres documentation, "Error and Notice Message Fields")."""
+    return dict(error.args[0]) if error.args and isinstance(error.args[0], dict) else {}
+
 
 def _require_driver() -> None:
     try:
@@ -153,17 +195,22 @@ def _require_driver() -> None:
 def _translated(description: str) -> Iterator[None]:
     """Turns the driver's errors into those of the store, by SQLSTATE (Postgres documentation, appendix A)."""
     import pg8000.native
+    import scramp
 
     try:
         yield
     except pg8000.native.DatabaseError as error:
-        details = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+        details = _details(error)
         state, message = str(details.get("C", "")), str(details.get("M", error))
         if state in ("40001", "40P01", "55P03"):
             raise Conflict(f"Another transaction was in the way: {message}.") from error
         if state[:2] in ("21", "22", "23") or state == "54000":
             raise Rejected(f"Postgres refused a value: {message}") from error
         raise Unavailable(f"The {description} answered: {message} (SQLSTATE {state or 'unknown'}).") from error
+    except scramp.ScramException as error:
+        raise Unavailable(f"The {description} and regstat do not agree on the password: {error}.") from error
+    except BadConnectionString as error:
+        raise Unavailable(str(error)) from error
     except (pg8000.native.Error, OSError, AttributeError, ValueError, struct.error) as error:
         # pg8000 shows a connection that broke in an answer as one of the last three.
         cause = error.__cause__ or error
