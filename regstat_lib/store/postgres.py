@@ -194,8 +194,8 @@ def _require_driver() -> None:
 @contextlib.contextmanager
 def _translated(description: str) -> Iterator[None]:
     """Turns the driver's errors into those of the store, by SQLSTATE (Postgres documentation, appendix A)."""
+    import pg8000.core
     import pg8000.native
-    import scramp
 
     try:
         yield
@@ -207,7 +207,7 @@ def _translated(description: str) -> Iterator[None]:
         if state[:2] in ("21", "22", "23") or state == "54000":
             raise Rejected(f"Postgres refused a value: {message}") from error
         raise Unavailable(f"The {description} answered: {message} (SQLSTATE {state or 'unknown'}).") from error
-    except scramp.ScramException as error:
+    except pg8000.core.scramp.ScramException as error:
         raise Unavailable(f"The {description} and regstat do not agree on the password: {error}.") from error
     except BadConnectionString as error:
         raise Unavailable(str(error)) from error
