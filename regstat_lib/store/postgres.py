@@ -161,6 +161,12 @@ class PostgresDatabase:
                     f"The {self.description} asks for a password and none is given: put it into the connection string,"
                     " PGPASSWORD or a password file."
                 ) from error
+            # What pg8000 was told, it hides when it fails to say goodbye to a server that has left.
+            told: BaseException | None = error
+            while told is not None and not isinstance(told, pg8000.native.DatabaseError):
+                told = told.__context__
+            if told is not None and told is not error:
+                raise told from None
             raise
 
 
