@@ -170,6 +170,22 @@ def test_last_pulled_is_any_use(registry: Registry, use: dict[str, Any]) -> None
     assert row["last_pulled"] == "2026-05-01T10:00:00.000000Z"
 
 
+def test_an_image_in_several_indexes_was_used_when_the_last_of_them_was(registry: Registry) -> None:
+    indexes = [digest_of(f"index {number}") for number in range(4)]
+    registry.tell(*pushed(IMAGE_1, CONFIG_1, tag="v1", **at(2)))
+    for number, one in enumerate(indexes):
+        registry.tell(index(one, IMAGE_1, tag=f"multi{number}", **at(2)))
+    # Two at one time, one that is deleted since and one that was never pulled.
+    for one, month in zip(indexes, (4, 5, 5)):
+        registry.tell(pull(one, media_type=INDEX, **at(month)))
+    registry.tell(delete(indexes[1], **at(6)))
+    used = [row["last_pulled"] for row in registry.report("images") if row["digest"] == IMAGE_1]
+    assert used == ["2026-05-01T10:00:00.000000Z"]
+    registry.tell(delete(tag="v1", **at(6)), *(delete(one, **at(6)) for one in indexes))
+    (untagged,) = (row for row in registry.report("images", "--untagged") if row["digest"] == IMAGE_1)
+    assert untagged["last_pulled"] == used[0]
+
+
 def test_a_pull_in_another_repository_is_no_use_of_the_image_here(registry: Registry) -> None:
     for repository in ("team/app", "team/web"):
         registry.tell(*pushed(IMAGE_1, CONFIG_1, tag="v1", repository=repository, **at(3)))
@@ -436,6 +452,26 @@ def test_what_was_deleted_counts_no_more(registry: Registry) -> None:
     assert registry.report("repositories") == []
     (summary,) = registry.report("summary")
     assert (summary["repositories"], summary["tags"], summary["bytes"]) == (0, 0, 0)
+
+
+def test_the_first_repositories_are_as_in_the_whole_answer(registry: Registry) -> None:
+    # Names of which one begins like another, one of them of two registries; the first of all holds nothing any more.
+    for number, repository in enumerate(("a", "team/app", "team/app-2", "team/app/x", "z")):
+        layer = digest_of(f"layer of {repository}")
+        tags = [f"v{tag}" for tag in range(number)]
+        for tag in tags or ["gone"]:
+            registry.tell(*pushed(IMAGE_1, LAYER_1, layer, tag=tag, repository=repository, **at(3)))
+    registry.tell(delete(repository="a", **at(4)), *pushed(IMAGE_2, CONFIG_1, tag="v1", host="other.example", **at(3)))
+    everything = registry.report("repositories")
+    assert [(row["repository"], row["tags"]) for row in everything] == [
+        ("team/app", 1), ("team/app", 1), ("team/app-2", 2), ("team/app/x", 3), ("z", 4)
+    ]  # fmt: skip
+    for limit in range(1, 7):
+        assert registry.report("repositories", "--limit", str(limit)) == everything[:limit]
+    here = [row for row in everything if row["registry"] == REGISTRY and row["repository"] != "z"]
+    where = ("--registry", "registry*", "--repository", "team*")
+    assert registry.report("repositories", *where, "--limit", "2") == here[:2]
+    assert registry.column("tags", "repositories", "--sort", "tags", "--limit", "2") == [4, 3]
 
 
 def test_most_tagged_counts_by_repository_or_manifest(registry: Registry) -> None:

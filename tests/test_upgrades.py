@@ -13,7 +13,10 @@ from envelopes import DELETED, LIVE, rows, tables
 
 from regstat_lib.batch import Arrival, Batch
 from regstat_lib.changes import Repository, changes_of
+from regstat_lib.cli import database_to_read
 from regstat_lib.envelope import parse_envelope
+from regstat_lib.reports import command
+from regstat_lib.reports.questions import REPORTS
 from regstat_lib.store import Session, postgres, schema, sql_text, sqlite
 from regstat_lib.store.connection_string import parse_connection_string
 
@@ -108,3 +111,26 @@ def test_what_is_kept_of_contents_is_as_if_they_had_been_learned_by_this_version
     query = "select manifest_digest, complete, size, platforms from {s}contents"
     assert sorted(rows(database_flags, query)) == sorted(rows(new, query))
     assert any(row[2] for row in rows(new, query))
+
+
+@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION))
+def test_an_upgraded_database_answers_as_a_new_one(
+    version: int,
+    database_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with as_of(version, monkeypatch):
+        record_day(database_flags)
+    connect(database_flags).close()
+    new = ["-sqlite", str(tmp_path / "new.db")]
+    record_day(new)
+    questions = [[name] for name in REPORTS if name not in ("history", "summary")]
+    questions += [["images", "--untagged"], ["repositories", "--limit", "2"], ["activity", "--by", "repository"]]
+    for question in questions:
+        answers = []
+        for flags in (database_flags, new):
+            assert command.main([*question, *flags, "--format", "jsonl"], database_to_read, {}) == 0
+            answers.append(capsys.readouterr().out)
+        assert answers[0] == answers[1]

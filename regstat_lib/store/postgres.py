@@ -41,6 +41,9 @@ _NAMES = {
     "greatest": "greatest",
     "or_replace": "or replace ",
     "string_agg": "string_agg",
+    # An array is known before the rest runs, so that an index can take it; a subquery would be joined in the end.
+    "among_few": "= any (array",
+    "few_end": ")",
     "utc_now": "cast(now() at time zone 'utc' as timestamp)",
 }
 _CACHED_REPOSITORIES = 100_000

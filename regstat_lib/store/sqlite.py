@@ -31,6 +31,8 @@ _NAMES = {
     "greatest": "max",
     "or_replace": "",
     "string_agg": "group_concat",
+    "among_few": "in ",
+    "few_end": "",
     "utc_now": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
 }
 _CACHED_REPOSITORIES = 100_000
