@@ -489,16 +489,15 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
-def _rows(lines: str) -> list[list[Any]]:
-    rows: list[list[Any]] = [line.split("\t") for line in lines[:-1].split("\n")]
+def _rows(lines: str) -> list[tuple[Any, ...]]:
+    # All fields are split at once and then dealt out, which costs half of a split for each line.
+    width = lines.count("\t", 0, lines.index("\n")) + 1
+    fields: list[Any] = lines[:-1].replace("\n", "\t").split("\t")
     if "\\" in lines:
         # Most of what has a backslash is null, and needs no look at its characters.
         plain = lines.count("\\") == lines.count("\\N")
-        return [
-            [None if field == "\\N" else field if plain else _ESCAPE.sub(_unescaped, field) for field in row]
-            for row in rows
-        ]
-    return rows
+        fields = [None if field == "\\N" else field if plain else _ESCAPE.sub(_unescaped, field) for field in fields]
+    return list(zip(*[iter(fields)] * width))
 
 
 def _unescaped(match: re.Match[str]) -> str:
