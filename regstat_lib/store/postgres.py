@@ -411,7 +411,7 @@ class PostgresSession:
 _READING = (
     "reset all; set search_path = pg_catalog; set timezone = 'UTC'; set datestyle = 'ISO';"
     " set client_min_messages = warning; set standard_conforming_strings = on;"
-    " set work_mem = '128MB'; set jit = off; begin isolation level repeatable read read only"
+    " set work_mem = '192MB'; set jit = off; begin isolation level repeatable read read only"
 )
 
 
