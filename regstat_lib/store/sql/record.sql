@@ -245,7 +245,7 @@ returning holdings.digest, holdings.repository_id,
     cast(null as integer);
 
 -- set emptied (digest text)
--- what a deleted repository held; no index is kept for that
+-- what a deleted repository held
 -- if staged_repositories
 select h.digest from {staged_repositories} join {s}holdings h on h.repository_id = staged.repository_id;
 
