@@ -173,6 +173,7 @@ _REPORTS = (
     ("images", "--unpulled-for", "6mo"),
     ("images", "--pushed-before", "390d"),
     ("images", "--untagged"),
+    ("images", "--untagged", "--unpulled-for", "6mo"),
     ("repositories",),
     ("most-tagged",),
     ("most-tagged", "--by", "manifest"),

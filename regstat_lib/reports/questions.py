@@ -272,7 +272,7 @@ REPORTS: Mapping[str, Report] = {
 }
 
 
-# More repositories than these are made quicker all together than one by one.
+# More rows than these are made quicker all together than one by one.
 _FEW = 100
 
 # How the engine says that a column is like a glob: column, glob -> condition, its parameter.
@@ -303,16 +303,21 @@ def query(question: Question, matches: Matches) -> Query:
             conditions.append("pushed < {time}")
             parameters.append(question.pushed_before)
         if question.unpulled_since is not None:
+            conditions.append("pushed < {time}")
+            if question.untagged and not _is_few(question):
+                # When it was pulled costs a look-up, to be made of what has no tag and not of all that there is.
+                source = f"(select * from {source} u where {' and '.join(conditions)} {{apart}})"
+                conditions = []
             # A push is a sign of life like a pull. "is not true" because most of what was not pushed since is unused,
             # and Postgres takes other comparisons of two columns' coalescence to be true of few rows.
-            conditions += ["pushed < {time}", "(coalesce(last_pulled, pushed) >= {time}) is not true"]
+            conditions.append("(coalesce(last_pulled, pushed) >= {time}) is not true")
             parameters += [question.unpulled_since] * 2
             columns = (*columns, _USE)
             selected["use"] = _use_since(values, question.unpulled_since)
             notes.append(_unknown_contents(question, matches))
     if report.doubts and report.name != "images":
         notes.append(_unknown_contents(question, matches))
-    if report.places and question.sort is None and question.limit is not None and question.limit <= _FEW:
+    if report.places and question.sort is None and _is_few(question):
         conditions.append("repository_id {among_few}" + _first_places(question, conditions) + "{few_end}")
         parameters *= 2
     where = " where " + " and ".join(conditions) if conditions else ""
@@ -327,6 +332,10 @@ def query(question: Question, matches: Matches) -> Query:
     if question.limit is not None:
         sql += f" limit {question.limit:d}"
     return Query(_timed(sql), (*values, *parameters), columns, tuple(dict.fromkeys(notes)))
+
+
+def _is_few(question: Question) -> bool:
+    return question.limit is not None and question.limit <= _FEW
 
 
 def _first_places(question: Question, conditions: Sequence[str]) -> str:
