@@ -454,7 +454,7 @@ def test_what_was_deleted_counts_no_more(registry: Registry) -> None:
     assert (summary["repositories"], summary["tags"], summary["bytes"]) == (0, 0, 0)
 
 
-def test_the_first_repositories_are_as_in_the_whole_answer(registry: Registry) -> None:
+def test_the_first_repositories_and_each_alone_are_as_in_the_whole_answer(registry: Registry) -> None:
     # Names of which one begins like another, one of them of two registries; the first of all holds nothing any more.
     for number, repository in enumerate(("a", "team/app", "team/app-2", "team/app/x", "z")):
         layer = digest_of(f"layer of {repository}")
@@ -472,6 +472,13 @@ def test_the_first_repositories_are_as_in_the_whole_answer(registry: Registry) -
     where = ("--registry", "registry*", "--repository", "team*")
     assert registry.report("repositories", *where, "--limit", "2") == here[:2]
     assert registry.column("tags", "repositories", "--sort", "tags", "--limit", "2") == [4, 3]
+    for repository in {row["repository"] for row in everything}:
+        alone = [row for row in everything if row["repository"] == repository]
+        assert registry.report("repositories", "--repository", repository) == alone
+        largest = max(alone, key=lambda row: row["bytes"])
+        assert registry.report("repositories", "--repository", repository, "--sort", "bytes", "--limit", "1") == [largest]
+    assert registry.report("repositories", "--repository", "team/app", "--registry", "o*") == everything[:1]
+    assert registry.report("repositories", "--repository", "team", "--limit", "2") == []
 
 
 def test_most_tagged_counts_by_repository_or_manifest(registry: Registry) -> None:

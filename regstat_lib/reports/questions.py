@@ -317,9 +317,16 @@ def query(question: Question, matches: Matches) -> Query:
             notes.append(_unknown_contents(question, matches))
     if report.doubts and report.name != "images":
         notes.append(_unknown_contents(question, matches))
-    if report.places and question.sort is None and _is_few(question):
-        conditions.append("repository_id {among_few}" + _first_places(question, conditions) + "{few_end}")
-        parameters *= 2
+    if report.places:
+        few = ""
+        if question.repository is not None and not set("*?").intersection(question.repository):
+            few = _places(report, conditions)
+        elif question.sort is None and _is_few(question):
+            few = f"{_places(report, conditions)} order by {report.order} limit {question.limit:d}"
+        if few:
+            # Of those repositories alone the rest is made.
+            conditions.append(f"repository_id {{among_few}}({few}){{few_end}}")
+            parameters *= 2
     where = " where " + " and ".join(conditions) if conditions else ""
     inside = "{where}" in source
     source = source.replace("{where}", where)
@@ -338,11 +345,9 @@ def _is_few(question: Question) -> bool:
     return question.limit is not None and question.limit <= _FEW
 
 
-def _first_places(question: Question, conditions: Sequence[str]) -> str:
-    """Which repositories the first rows are of: of those alone the rest is made."""
+def _places(report: Report, conditions: Sequence[str]) -> str:
     where = " where " + " and ".join(conditions) if conditions else ""
-    report = question.report
-    return f"(select repository_id from {report.places}{where} order by {report.order} limit {question.limit:d})"
+    return f"select repository_id from {report.places}{where}"
 
 
 def place(question: Question, matches: Matches) -> tuple[list[str], list[Parameter]]:
