@@ -476,7 +476,8 @@ def test_the_first_repositories_and_each_alone_are_as_in_the_whole_answer(regist
         alone = [row for row in everything if row["repository"] == repository]
         assert registry.report("repositories", "--repository", repository) == alone
         largest = max(alone, key=lambda row: row["bytes"])
-        assert registry.report("repositories", "--repository", repository, "--sort", "bytes", "--limit", "1") == [largest]
+        named = ("--repository", repository, "--sort", "bytes", "--limit", "1")
+        assert registry.report("repositories", *named) == [largest]
     assert registry.report("repositories", "--repository", "team/app", "--registry", "o*") == everything[:1]
     assert registry.report("repositories", "--repository", "team", "--limit", "2") == []
 
