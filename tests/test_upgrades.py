@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from envelopes import DELETED, LIVE, rows, tables
+from envelopes import DELETED, LIVE, pg_connect, rows, tables
+from running_daemon import await_condition
 
 from regstat_lib.batch import Arrival, Batch
 from regstat_lib.changes import Repository, changes_of
@@ -134,3 +136,28 @@ def test_an_upgraded_database_answers_as_a_new_one(
             assert command.main([*question, *flags, "--format", "jsonl"], database_to_read, {}) == 0
             answers.append(capsys.readouterr().out)
         assert answers[0] == answers[1]
+
+
+def test_an_upgrade_waits_for_the_turn_of_an_older_regstat_that_is_yet_to_write_the_log(
+    pg_conn_str: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["-pg-conn-str", pg_conn_str]
+    with as_of(3, monkeypatch):
+        connect(flags).close()
+    upgraded: list[Session] = []
+    upgrade = threading.Thread(target=lambda: upgraded.append(connect(flags)))
+    waiting = "select 1 from pg_locks where not granted"
+    with closing(pg_connect(pg_conn_str)) as older:
+        older.run("begin")
+        older.run(f"select pg_advisory_xact_lock({postgres._WRITER_LOCK})")
+        upgrade.start()
+        await_condition(lambda: rows(flags, waiting), 10, "the upgrade waits for its turn")
+        older.run(
+            "insert into regstat.events (timestamp, id, action, registry, repository, received)"
+            " values (now(), 'late', 'push', 'registry.example', 'team/app', now())"
+        )
+        older.run("commit")
+    upgrade.join(30)
+    assert len(upgraded) == 1
+    upgraded[0].close()
+    assert rows(flags, "select id from {s}events") == [("late",)]

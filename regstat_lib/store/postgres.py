@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # Any number will do, as long as every regstat takes the same: it makes writers of one database take turns, so that
 # no two can deadlock and none decides on what another has not committed yet.
 _WRITER_LOCK = 7353_1001
+# Since this version of the schema a batch writes the log before its turn. A regstat of an older one writes it in its
+# turn, and would wait for whoever has the log and waits for a turn.
+_LOG_BEFORE_ITS_TURN = 4
 # A database that is silent for so long counts as gone; a regstat that went silent in a transaction loses its turn.
 _SILENCE_SECONDS = 30
 _NAMES = {
@@ -242,7 +245,7 @@ class PostgresSession:
             version = self._version()
         if version < SCHEMA_VERSION:
             with self._transaction():
-                if version:
+                if version >= _LOG_BEFORE_ITS_TURN:
                     # In the order in which a batch takes them: the log, its turn.
                     self._run("lock table regstat.events in share row exclusive mode")
                 # Two that start at one moment: the second finds the work done.
