@@ -496,6 +496,21 @@ def test_most_tagged_counts_by_repository_or_manifest(registry: Registry) -> Non
     ]
 
 
+@pytest.mark.parametrize("first", ["team/app", "team/web"])
+def test_what_one_repository_holds_as_a_manifest_is_one_whichever_was_heard_of_first(
+    first: str, registry: Registry
+) -> None:
+    told = {
+        "team/app": pushed(IMAGE_1, repository="team/app", **at(3)),
+        "team/web": blobs(IMAGE_1, repository="team/web", **at(3)),
+    }
+    told["team/web"][0]["target"]["size"] = 500
+    registry.tell(*told.pop(first))
+    registry.tell(*next(iter(told.values())))
+    (summary,) = registry.report("summary")
+    assert (summary["manifests"], summary["blobs"], summary["bytes"]) == (1, 0, 500)
+
+
 def test_summary_says_what_is_pending_given_up_and_set_aside(registry: Registry) -> None:
     registry.tell(event("push", IMAGE_1, tag="v1", media_type=IMAGE, **at(3)))
     (summary,) = registry.report("summary")

@@ -402,7 +402,8 @@ def _unknown_contents(question: Question, matches: Matches) -> Note:
 def _summary(conditions: list[str], parameters: list[Parameter]) -> Query:
     where = " where " + " and ".join(conditions) if conditions else ""
     also = "".join(f" and {condition}" for condition in conditions)
-    # A registry stores once what several of its repositories hold: of those the first counts that knows its size.
+    # A registry stores once what several of its repositories hold: of those the first counts that knows its size, and
+    # where one of them holds it as a manifest it is one, whichever of them regstat heard of first.
     sql = f"""
         select p.registries, p.repositories, (select count(*) from {{s}}tags{where}) as tags,
             d.manifests, d.blobs, d.bytes, d.unknown_sizes,
@@ -426,8 +427,9 @@ def _summary(conditions: list[str], parameters: list[Parameter]) -> Query:
                 select 1 from (select * from {{s}}held{where}) o
                 where o.digest = h.digest and coalesce(coalesce(o.registry, '') = coalesce(h.registry, ''), false)
                     and case
-                        when (o.size is null) = (h.size is null) then o.repository_id < h.repository_id
-                        else h.size is null
+                        when (o.size is null) <> (h.size is null) then h.size is null
+                        when o.kind <> h.kind then o.kind = 'manifest'
+                        else o.repository_id < h.repository_id
                     end
             )
         ) d
