@@ -6,7 +6,7 @@ create view {s}index_pulls as
 select l.blob_digest as digest, h.repository_id, h.pulled, l.manifest_digest as index_digest
 from {s}links l
 join {s}holdings h on h.digest = l.manifest_digest
-where l.kind = 'manifest' and h.pulled is not null and h.as_manifest is not null;
+where l.kind = 'manifest' and h.pulled is not null;
 
 -- The newest of them for each manifest and repository. It groups nothing, so that a plan may ask for a manifest alone.
 create view {s}newest_index_pulls as
