@@ -33,6 +33,7 @@ class UnrulyNetwork:
         self.pause = 0.0  # seconds after each
         self.held = 0  # how often something had to wait for `resume`
         self.cuts = 0  # done so far
+        self.passed = {TO_SERVER: 0, TO_CLIENT: 0}  # bytes
         self._cut: Cut | None = None
         self._victim: object = None
         self._passes = threading.Event()
@@ -46,10 +47,6 @@ class UnrulyNetwork:
         """Breaks the connection that next says something to the server, `after` more bytes in that direction."""
         with self._lock:
             self._cut, self._victim = Cut(direction, after, reset), None
-
-    def forget_cut(self) -> None:
-        with self._lock:
-            self._cut = None
 
     def stall(self) -> None:
         """Passes nothing on, until `resume`."""
@@ -103,6 +100,8 @@ class UnrulyNetwork:
                 if not data:
                     break
                 data, cut = self._until_cut(pair, data, way)
+                with self._lock:
+                    self.passed[way] += len(data)
                 for start in range(0, len(data), self.piece):
                     sink.sendall(data[start : start + self.piece])
                     if self.pause:
