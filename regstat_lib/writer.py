@@ -94,21 +94,26 @@ class Writer:
     def _commit(self, entries: Sequence[Entry]) -> None:
         session = self._open()
         self._step_began = self._clock()
-        untimed = {entry.event.id for entry in entries if isinstance(entry, Arrival) and entry.untimed}
-        if untimed:
-            # The time of such an event is when it first came, so a repetition must not bring its facts again.
-            known = session.known_untimed(untimed)
-            entries = [
-                entry
-                for entry in entries
-                if not (isinstance(entry, Arrival) and entry.untimed and entry.event.id in known)
-            ]
-        batch = Batch(entries)
         for attempt in range(_CONFLICT_ATTEMPTS):
             try:
-                session.record(batch, self._utc_now())
+                # Again after a conflict: the other one may have recorded some of it.
+                session.record(Batch(_news(session, entries)), self._utc_now())
                 return
             except Conflict:
                 if attempt == _CONFLICT_ATTEMPTS - 1:
                     raise
                 self._sleep(0.01 * 2**attempt)
+
+
+def _news(session: Session, entries: Sequence[Entry]) -> Sequence[Entry]:
+    """The entries without events that have no time of their own and were recorded already.
+
+    The time of such an event is when it first came, so a repetition must not bring its facts again.
+    """
+    untimed = {entry.event.id for entry in entries if isinstance(entry, Arrival) and entry.untimed}
+    if not untimed:
+        return entries
+    known = session.known_untimed(untimed)
+    return [
+        entry for entry in entries if not (isinstance(entry, Arrival) and entry.untimed and entry.event.id in known)
+    ]

@@ -101,15 +101,21 @@ def test_an_earlier_version_keeps_its_rows_and_gets_the_shape_of_a_new_database(
         assert shape(database_flags) == shape(new)
 
 
+def upgraded_and_new(version: int, flags: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Records a day in that version and upgrades it; the flags of a new database with the same day."""
+    with as_of(version, monkeypatch):
+        record_day(flags)
+    connect(flags).close()
+    new = ["-sqlite", str(directory / "new.db")]
+    record_day(new)
+    return new
+
+
 @pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION))
 def test_what_is_kept_of_contents_is_as_if_they_had_been_learned_by_this_version(
     version: int, database_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with as_of(version, monkeypatch):
-        record_day(database_flags)
-    connect(database_flags).close()
-    new = ["-sqlite", str(tmp_path / "new.db")]
-    record_day(new)
+    new = upgraded_and_new(version, database_flags, tmp_path, monkeypatch)
     query = "select manifest_digest, complete, size, platforms from {s}contents"
     assert sorted(rows(database_flags, query)) == sorted(rows(new, query))
     assert any(row[2] for row in rows(new, query))
@@ -123,11 +129,7 @@ def test_an_upgraded_database_answers_as_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with as_of(version, monkeypatch):
-        record_day(database_flags)
-    connect(database_flags).close()
-    new = ["-sqlite", str(tmp_path / "new.db")]
-    record_day(new)
+    new = upgraded_and_new(version, database_flags, tmp_path, monkeypatch)
     questions = [[name] for name in REPORTS if name not in ("history", "summary")]
     questions += [["images", "--untagged"], ["repositories", "--limit", "2"], ["activity", "--by", "repository"]]
     for question in questions:
