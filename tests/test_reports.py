@@ -154,8 +154,9 @@ def test_an_image_has_its_place_its_times_and_its_size(registry: Registry) -> No
         pull(IMAGE_1, tag="v1", method="HEAD", **at(5)),
         pull(INDEX_1, media_type=INDEX, **at(5)),
         pull(INDEX_1, media_type=INDEX, method="HEAD", tag="multi", **at(5)),
+        pull(INDEX_1, media_type=BLOB, **at(5)),
     ],
-    ids=["by tag", "by digest", "HEAD by digest", "HEAD by tag", "of its index", "HEAD of its index"],
+    ids=["by tag", "by digest", "HEAD by digest", "HEAD by tag", "of its index", "HEAD of its index", "as a blob"],
 )
 def test_last_pulled_is_any_use(registry: Registry, use: dict[str, Any]) -> None:
     registry.tell(
@@ -184,6 +185,14 @@ def test_an_image_in_several_indexes_was_used_when_the_last_of_them_was(registry
     registry.tell(delete(tag="v1", **at(6)), *(delete(one, **at(6)) for one in indexes))
     (untagged,) = (row for row in registry.report("images", "--untagged") if row["digest"] == IMAGE_1)
     assert untagged["last_pulled"] == used[0]
+
+
+def test_a_pull_of_an_index_counts_where_it_is_held_as_nothing_but_a_blob(registry: Registry) -> None:
+    registry.tell(
+        index(INDEX_1, IMAGE_1, **at(2)), *pushed(IMAGE_1, CONFIG_1, tag="v1", repository="team/web", **at(3))
+    )
+    registry.tell(pull(INDEX_1, media_type=BLOB, repository="team/web", **at(5)))
+    assert registry.column("last_pulled", "images", "--repository", "team/web") == ["2026-05-01T10:00:00.000000Z"]
 
 
 def test_a_pull_in_another_repository_is_no_use_of_the_image_here(registry: Registry) -> None:

@@ -169,6 +169,19 @@ def test_views_and_grants_survive(original: list[str]) -> None:
             assert rows(reader, f"select count(*) from {{s}}{table}")[0][0] > 0
 
 
+def test_every_tag_of_a_repository_counts_whatever_its_name(original: list[str]) -> None:
+    change(original, *ODD_ROWS)
+    query = "select registry, repository, count(*) from {s}tags group by registry, repository order by 1, 2"
+    tags = rows(original, query)
+    with run_daemon(*original) as daemon:
+        await_taken_over(daemon)
+        assert (
+            rows(original, "select registry, repository, tags from {s}repositories where tags > 0 order by 1, 2")
+            == tags
+        )
+        assert max(count for _, _, count in tags) >= 3
+
+
 def test_a_pull_of_a_known_tag_is_noted_on_it_its_manifest_and_its_blobs(original: list[str]) -> None:
     with run_daemon(*original) as daemon:
         pull = event("pull", WEB, tag="latest", host=REGISTRY, repository="team/web", timestamp=LATER, media_type=IMAGE)

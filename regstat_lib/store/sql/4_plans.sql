@@ -1,6 +1,10 @@
 -- Version 4: the answers of before, in words of which plans can be made that use every processor, or take a repository
 -- alone.
 
+-- Tags that the original left under another name than registry/repository:tag: few, if there are any.
+create index {index_schema}tags_of_other_names on {on_schema}tags (registry, repository)
+where name <> registry || '/' || repository || ':' || coalesce(tag, '');
+
 -- Where and when an index that a manifest is or was in was last pulled.
 create view {s}index_pulls as
 select l.blob_digest as digest, h.repository_id, h.pulled, l.manifest_digest as index_digest
@@ -102,13 +106,21 @@ group by x.repository_id;
 -- Each repository that holds anything. `bytes` has each digest once, `only_here` those that no other repository of the
 -- registry holds; both leave out the objects whose size is not known, which `unknown_sizes` counts. Pushes and pulls
 -- are those of images. The names of a repository's tags are those from its own and ":" on, up to the character
--- after ":".
+-- after ":", which an index counts; those of other names have one of their own.
 create {or_replace}view {s}repositories as
 select nullif(r.registry, '') as registry, nullif(r.repository, '') as repository,
     (
         select count(*) from {s}tags t
         where t.name {c} >= r.registry || '/' || r.repository || ':'
             and t.name {c} < r.registry || '/' || r.repository || ';'
+    ) + (
+        select count(*) from {s}tags t
+        where t.registry = r.registry and t.repository = r.repository
+            and t.name <> t.registry || '/' || t.repository || ':' || coalesce(t.tag, '')
+            and not (
+                t.name {c} >= r.registry || '/' || r.repository || ':'
+                and t.name {c} < r.registry || '/' || r.repository || ';'
+            )
     ) as tags,
     s.manifests, s.blobs, s.bytes, s.bytes - s.shared_bytes as only_here, s.unknown_sizes, s.last_push, s.last_pull,
     s.repository_id
