@@ -1,4 +1,4 @@
-"""Postgres, through pg8000 (which is imported only when Postgres is used)."""
+"""Postgres: what a batch, a queue and a report are there. pg8000 is imported only when Postgres is used."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import contextlib
 import json
 import re
 import socket
-import ssl
-import struct
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from regstat_lib.batch import Batch
 from regstat_lib.changes import Repository
-from regstat_lib.store import Conflict, PendingManifest, Rejected, SchemaTooNew, Sink, Unavailable
-from regstat_lib.store.connection_string import BadConnectionString, ConnectionString, tls_contexts
+from regstat_lib.store import PendingManifest, SchemaTooNew, Sink, Unavailable
+from regstat_lib.store.connection_string import ConnectionString
 from regstat_lib.store.one_message import OneMessage
+from regstat_lib.store.postgres_connection import log_in, require_driver, translated
 from regstat_lib.store.schema import SCHEMA_VERSION, check_readable, upgrade_files
 from regstat_lib.store.sql_text import Relation, fill, fill_sources, read, record_script, statements
 from regstat_lib.store.staged import Row, staged_rows
@@ -81,8 +80,8 @@ class PostgresDatabase:
         return 2
 
     def connect(self) -> PostgresSession:
-        _require_driver()
-        with _translated(self.description):
+        require_driver()
+        with translated(self.description):
             connection = self._open()
         try:
             session = PostgresSession(connection, self.description)
@@ -94,8 +93,8 @@ class PostgresDatabase:
         return session
 
     def read(self) -> PostgresReading:
-        _require_driver()
-        with _translated(self.description):
+        require_driver()
+        with translated(self.description):
             connection = self._open()
         try:
             session = PostgresReading(connection, self.description)
@@ -109,15 +108,7 @@ class PostgresDatabase:
     def _open(self) -> pg8000.native.Connection:
         import pg8000.native
 
-        failures: list[Exception] = []
-        for context in tls_contexts(self.target):
-            try:
-                connection = self._log_in(context)
-                break
-            except (pg8000.native.Error, OSError) as error:
-                failures.append(error)
-        else:
-            raise _most_telling(failures)
+        connection = log_in(self.target)
         link = connection._usock
         link.settimeout(_SILENCE_SECONDS)
         if link.family != getattr(socket, "AF_UNIX", None):
@@ -134,101 +125,6 @@ class PostgresDatabase:
                 connection.run(f"set {setting}")
         return connection
 
-    def _log_in(self, context: ssl.SSLContext | bool) -> pg8000.native.Connection:
-        import pg8000.native
-
-        target = self.target
-        # The host's name is what its certificate is for, whatever its address.
-        at_address = (
-            None
-            if target.address is None
-            else socket.create_connection((target.address, target.port), target.connect_timeout)
-        )
-        try:
-            return pg8000.native.Connection(
-                user=target.user,
-                password=target.password,
-                database=target.database,
-                host=target.host,
-                port=target.port,
-                unix_sock=target.unix_socket,
-                sock=at_address,
-                # False is plain text; None would try TLS without saying so.
-                ssl_context=context,
-                timeout=target.connect_timeout,
-                application_name=target.application_name,
-                startup_params=dict(target.startup) or None,
-            )
-        except BaseException as error:
-            if at_address is not None:
-                at_address.close()
-            if target.password is None and isinstance(error, AttributeError) and "NoneType" in str(error):
-                # All that pg8000 says of it.
-                raise Unavailable(
-                    f"The {self.description} asks for a password and none is given: put it into the connection string,"
-                    " PGPASSWORD or a password file."
-                ) from error
-            # What pg8000 was told, it hides when it fails to say goodbye to a server that has left.
-            told: BaseException | None = error
-            while told is not None and not isinstance(told, pg8000.native.DatabaseError):
-                told = told.__context__
-            if told is not None and told is not error:
-                raise told from None
-            raise
-
-
-def _most_telling(failures: Sequence[Exception]) -> Exception:
-    """Of those with TLS and without: what the server said but that this way in is closed (28000), or else the last."""
-    import pg8000.native
-
-    told: list[Exception] = [
-        error
-        for error in failures
-        if isinstance(error, pg8000.native.DatabaseError) and _details(error).get("C") != "28000"
-    ]
-    return told[0] if told else failures[-1]
-
-
-def _details(error: pg8000.native.DatabaseError) -> dict[str, str]:
-    """The fields of an error, by their letters (Postgres documentation, "Error and Notice Message Fields")."""
-    return dict(error.args[0]) if error.args and isinstance(error.args[0], dict) else {}
-
-
-def _require_driver() -> None:
-    try:
-        import pg8000.native  # noqa: F401  (its absence is found here, before the first use)
-    except ImportError as error:
-        raise Unavailable(
-            "Postgres needs the Python package pg8000, which is not installed: install it (pip install pg8000), or"
-            " keep the data in a file with -sqlite regstat.db."
-        ) from error
-
-
-@contextlib.contextmanager
-def _translated(description: str) -> Iterator[None]:
-    """Turns the driver's errors into those of the store, by SQLSTATE (Postgres documentation, appendix A)."""
-    import pg8000.core
-    import pg8000.native
-
-    try:
-        yield
-    except pg8000.native.DatabaseError as error:
-        details = _details(error)
-        state, message = str(details.get("C", "")), str(details.get("M", error))
-        if state in ("40001", "40P01", "55P03"):
-            raise Conflict(f"Another transaction was in the way: {message}.") from error
-        if state[:2] in ("21", "22", "23") or state == "54000":
-            raise Rejected(f"Postgres refused a value: {message}") from error
-        raise Unavailable(f"The {description} answered: {message} (SQLSTATE {state or 'unknown'}).") from error
-    except pg8000.core.scramp.ScramException as error:
-        raise Unavailable(f"The {description} and regstat do not agree on the password: {error}.") from error
-    except BadConnectionString as error:
-        raise Unavailable(str(error)) from error
-    except (pg8000.native.Error, OSError, AttributeError, ValueError, struct.error) as error:
-        # pg8000 shows a connection that broke in an answer as one of the last three.
-        cause = error.__cause__ or error
-        raise Unavailable(f"The {description} cannot be reached: {cause}.") from error
-
 
 class PostgresSession:
     """A connection, for one thread at a time."""
@@ -241,7 +137,7 @@ class PostgresSession:
 
     def upgrade(self) -> None:
         """Makes the schema, or brings it to this version, in one transaction."""
-        with _translated(self._description):
+        with translated(self._description):
             version = self._version()
         if version < SCHEMA_VERSION:
             with self._transaction():
@@ -274,7 +170,7 @@ class PostgresSession:
         return int(rows[0][0]) if rows else 0
 
     def record(self, batch: Batch, now: str) -> None:
-        with _translated(self._description):
+        with translated(self._description):
             rows = staged_rows(batch, self._ids(batch.repositories()))
             if self._record is None:
                 self._connection.run(_record_function())
@@ -285,7 +181,7 @@ class PostgresSession:
             self._record.run(_as_json(rows, now))
 
     def known_untimed(self, ids: Collection[str]) -> set[str]:
-        with _translated(self._description):
+        with translated(self._description):
             rows = self._run(
                 "select e.id from regstat.events e where e.untimed is not null"
                 " and e.id in (select jsonb_array_elements_text(cast(:ids as jsonb)))",
@@ -331,7 +227,7 @@ class PostgresSession:
         )
 
     def postpone(self, pending: PendingManifest, next_attempt: str, error: str) -> None:
-        with _translated(self._description):
+        with translated(self._description):
             self._run(
                 "update regstat.pending_manifests set attempts = attempts + 1,"
                 " next_attempt = cast(:next_attempt as timestamp), last_error = :error"
@@ -343,7 +239,7 @@ class PostgresSession:
             )
 
     def give_up(self, pending: PendingManifest, now: str, error: str) -> None:
-        with _translated(self._description):
+        with translated(self._description):
             self._run(
                 "update regstat.pending_manifests set attempts = attempts + 1,"
                 " given_up = cast(:now as timestamp), last_error = :error"
@@ -355,7 +251,7 @@ class PostgresSession:
             )
 
     def purge(self, events_before: str, set_aside_kept: int, limit: int) -> int:
-        with _translated(self._description):
+        with translated(self._description):
             self._run(
                 "delete from regstat.events where (timestamp, id) in (select timestamp, id from regstat.events"
                 " where timestamp < cast(:before as timestamp) order by timestamp limit cast(:limit as integer))",
@@ -379,7 +275,7 @@ class PostgresSession:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _translated(self._description):
+        with translated(self._description):
             self._run("begin")
             try:
                 yield
@@ -425,13 +321,13 @@ class PostgresReading:
     def __init__(self, connection: pg8000.native.Connection, description: str) -> None:
         self._connection = connection
         self._description = description
-        with _translated(description):
+        with translated(description):
             connection._usock.settimeout(None)  # a large database takes its time
             connection.run(_READING)
 
     def version(self) -> int:
         """The schema's, 0 when there is none."""
-        with _translated(self._description):
+        with translated(self._description):
             if self._connection.run("select to_regclass('regstat.schema_version')")[0][0] is None:
                 return 0
             rows = self._connection.run("select version from regstat.schema_version")
@@ -445,7 +341,7 @@ class PostgresReading:
         query = "".join(part + literal for part, literal in zip(parts, literals))
         lines = _CopyLines(sink, self._connection._sock)
         try:
-            with _translated(self._description):
+            with translated(self._description):
                 self._connection.run(f"copy ({query}) to stdout", stream=lines)
         except Unavailable:
             if lines.failure is None:
