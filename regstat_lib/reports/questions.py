@@ -305,7 +305,8 @@ def query(question: Question, matches: Matches) -> Query:
         if question.unpulled_since is not None:
             conditions.append("pushed < {time}")
             if question.untagged and not _is_few(question):
-                # When it was pulled costs a look-up, to be made of what has no tag and not of all that there is.
+                # When it was pulled costs a look-up, to be made of what has no tag and not of all that there is. The
+                # parameters stay in their order: what is asked of comes before what is asked.
                 source = f"(select * from {source} u where {' and '.join(conditions)} {{apart}})"
                 conditions = []
             # A push is a sign of life like a pull. "is not true" because most of what was not pushed since is unused,
