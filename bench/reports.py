@@ -93,6 +93,10 @@ from refs where kind <> 'manifest'
 group by blob_digest, repository_id
 order by min(i);
 
+update regstat.holdings h set pulled_in_index = r.pulled
+from refs r
+where r.kind = 'manifest' and r.pulled is not null and h.digest = r.blob_digest and h.repository_id = r.repository_id;
+
 insert into regstat.blobs (digest, pushed, pulled, size, media_type, first_seen, last_push)
 select digest, max(pushed), max(pulled), max(size), max(media_type), min(first_seen), max(pushed)
 from regstat.holdings where as_blob is not null

@@ -418,6 +418,8 @@ IMAGE_PUSHED_AGAIN = Happening("push", HERE, 5, "manifest", "sha256:image", with
 IMAGE_PULLED_AS_BLOB = Happening("pull", HERE, 6, "blob", "sha256:image", method="GET")
 UNKNOWN_INDEX_PUSHED = Happening("push", HERE, 1, "manifest", "sha256:unknown-index", with_references=True)
 UNKNOWN_INDEX_LEARNED = Lesson("sha256:unknown-index", HERE)
+INDEX_PULLED = Happening("pull", HERE, 5, "manifest", "sha256:index", method="GET", with_references=True)
+UNKNOWN_INDEX_PULLED_BEFORE = Happening("pull", HERE, 3, "manifest", "sha256:unknown-index", method="GET")
 
 
 @given(days.flatmap(lambda day: st.tuples(disturbed(day), disturbed(day))))
@@ -433,6 +435,19 @@ def test_order_repetition_and_batches_do_not_matter(
     first = {table: sqlite.rows(table) for table in FUNCTIONS_OF_EVENTS}
     sqlite.record(other)
     assert {table: sqlite.rows(table) for table in FUNCTIONS_OF_EVENTS} == first
+
+
+@given(days.flatmap(disturbed))
+@example([[INDEX_PULLED], [UNKNOWN_INDEX_LEARNED], [UNKNOWN_INDEX_PULLED_BEFORE]])
+@law
+def test_what_is_kept_of_pulls_of_indexes_is_what_the_links_say(sqlite: Store, batches: list[list[Told]]) -> None:
+    sqlite.record(batches)
+    kept = sqlite.rows("holdings where pulled_in_index is not null", "digest, repository_id, pulled_in_index")
+    pulls = (
+        "links l join holdings i on i.digest = l.manifest_digest"
+        " where l.kind = 'manifest' and i.pulled is not null group by l.blob_digest, i.repository_id"
+    )
+    assert kept == sqlite.rows(pulls, "l.blob_digest, i.repository_id as repository_id, max(i.pulled)")
 
 
 @given(days.flatmap(disturbed))

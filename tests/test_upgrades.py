@@ -47,10 +47,14 @@ def recorded_day() -> Iterator[Batch]:
 
 
 def shape(flags: list[str]) -> set[tuple[Any, ...]]:
-    """Every column of every table and view."""
+    """Every column of every table and view; in a view of SQLite it has no type of its own."""
     if flags[0] == "-sqlite":
-        names = rows(flags, "select name from sqlite_master where type in ('table', 'view')")
-        return {(name, *column[1:4]) for (name,) in names for column in rows(flags, f"pragma table_info({name})")}
+        names = rows(flags, "select name, type from sqlite_master where type in ('table', 'view')")
+        return {
+            (name, *column[1 : 4 if kind == "table" else 2])
+            for name, kind in names
+            for column in rows(flags, f"pragma table_info({name})")
+        }
     query = "select table_name, column_name, data_type from information_schema.columns where table_schema = 'regstat'"
     return set(rows(flags, query))
 

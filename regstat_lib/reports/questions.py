@@ -115,7 +115,7 @@ _MOST_TAGGED_MANIFESTS = Report(
     "manifests by number of tags",
     "{s}most_tagged_manifests",
     (_REGISTRY, _REPOSITORY, _DIGEST, Column("tags", "count"), Column("pushed", "time")),
-    f"tags desc, {_PLACE}, digest",
+    f"tags desc, digest, {_PLACE}",
 )
 MOST_TAGGED = Report(
     "most-tagged",
@@ -426,7 +426,8 @@ def _summary(conditions: list[str], parameters: list[Parameter]) -> Query:
             from (select * from {{s}}held{where}) h
             where not exists (
                 select 1 from (select * from {{s}}held{where}) o
-                where o.digest = h.digest and coalesce(coalesce(o.registry, '') = coalesce(h.registry, ''), false)
+                where o.digest = h.digest and o.repository_id <> h.repository_id
+                    and coalesce(coalesce(o.registry, '') = coalesce(h.registry, ''), false)
                     and case
                         when (o.size is null) <> (h.size is null) then h.size is null
                         when o.kind <> h.kind then o.kind = 'manifest'

@@ -307,11 +307,13 @@ class PostgresSession:
         return {repository: self._repository_ids[repository] for repository in repositories}
 
 
-# For whole tables: what reports sort and hash stays in memory up to this, and no plan waits for a compiler.
+# For whole tables: what reports sort and hash stays in memory up to this, and no plan waits for a compiler. The
+# leader of a parallel plan has the others' rows to put together and to send; it does not search beside them.
 _READING = (
     "reset all; set search_path = pg_catalog; set timezone = 'UTC'; set datestyle = 'ISO';"
     " set client_min_messages = warning; set standard_conforming_strings = on;"
-    " set work_mem = '192MB'; set jit = off; begin isolation level repeatable read read only"
+    " set work_mem = '192MB'; set jit = off; set parallel_leader_participation = off;"
+    " begin isolation level repeatable read read only"
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from regstat_lib.store import SchemaTooNew, SchemaTooOld
 from regstat_lib.store.sql_text import exists
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # Version 0 is the original's, or none at all. Each entry brings the schema from the version before it to its own;
 # a file of one engine need not have a counterpart of the other.
@@ -14,6 +14,7 @@ _UPGRADES = (
     ("2_views.{engine}.sql", "2_views.sql"),
     ("3_answers.{engine}.sql", "3_answers.sql"),
     ("4_plans.{engine}.sql", "4_plans.sql"),
+    ("5_uses.{engine}.sql", "5_uses.sql"),
 )
 
 

@@ -1,5 +1,3 @@
 -- SQLite cannot replace a view. In Postgres they are not dropped, because somebody's own views may be made of them.
-drop view manifest_facts;
-drop view tagged_images;
 drop view repository_totals;
 drop view repositories;

@@ -189,9 +189,9 @@ select h.digest, h.repository_id, h.pushed, h.pulled, h.first_pushed
 from {staged_contents}
 join {s}holdings h on h.digest = staged.manifest_digest;
 
--- set referenced (digest text, repository_id integer, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, size bigint, media_type text)
+-- set referenced (digest text, repository_id integer, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, size bigint, media_type text, pulled_in_index timestamp, in_pulled_index integer)
 -- a pushed manifest proves that what it references was there (not foreign layers, not its subject),
--- a pull of a manifest is a pull of its blobs
+-- a pull of a manifest is a pull of its blobs, and a pull of an index is a use of its images
 -- if referrers
 select l.blob_digest, l.repository_id,
     max(case when coalesce(l.kind, '') not in ('manifest', 'subject') then l.pulled end),
@@ -200,7 +200,9 @@ select l.blob_digest, l.repository_id,
     max(case when coalesce(l.kind, '') not in ('foreign', 'manifest', 'subject') then l.pushed end),
     max(case when l.kind = 'manifest' then l.pushed end),
     max(l.size),
-    max(l.media_type {c})
+    max(l.media_type {c}),
+    max(case when l.kind = 'manifest' then l.pulled end),
+    max(case when l.kind = 'manifest' and l.pulled is not null then 1 end)
 from (
     select m.blob_digest, m.kind, m.size, m.media_type, repository_id, pushed, pulled, first_pushed
     from {referrers} join {s}manifest_blob m on m.manifest_digest = referrers.digest
@@ -635,3 +637,14 @@ from {summed}
 join {s}contents k on k.manifest_digest = summed.manifest_digest
 where true
 on conflict (manifest_digest) do update set platforms = excluded.platforms;
+
+-- From here on: since version 5.
+
+-- holdings: images of indexes that were pulled
+-- if referenced.in_pulled_index
+insert into {s}holdings (digest, repository_id, pulled_in_index)
+select f.digest, f.repository_id, f.pulled_in_index
+from {referenced:f}
+where f.pulled_in_index is not null
+on conflict (digest, repository_id) do update set
+    pulled_in_index = greatest(holdings.pulled_in_index, excluded.pulled_in_index);
