@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+from functools import lru_cache
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from socketserver import StreamRequestHandler
@@ -37,6 +38,8 @@ _ACCEPT_SECONDS = 1.0
 # When it stops: for the request of who has just connected.
 _FIRST_REQUEST_SECONDS = 1.0
 _MAX_HEAD = 64 * 1024
+# A sender's heads differ in the length of the body at most: so many are parsed once, if they are no longer than usual.
+_KNOWN_HEADS, _SHORT_HEAD = 256, 1024
 
 AnswerRequest = Callable[[str, str, bytes, Respond], None]
 
@@ -427,7 +430,7 @@ class _Handler(StreamRequestHandler):
             received += self._more()
             end = received.find(b"\r\n\r\n")
         self._received = received[end + 4 :]
-        return _parse_head(received[:end])
+        return (_known_head if end <= _SHORT_HEAD else _parse_head)(received[:end])
 
     def _read_body(self, head: _Head) -> bytes:
         limit = self.server.max_body
@@ -528,3 +531,6 @@ def _parse_head(head: bytes) -> _Head:
     connection = fields.get("connection", "").lower()
     keep_alive = "close" not in connection if version != "HTTP/1.0" else "keep-alive" in connection
     return _Head(method, path, int(text), chunked, keep_alive, fields.get("expect", "").lower() == "100-continue")
+
+
+_known_head = lru_cache(_KNOWN_HEADS)(_parse_head)
