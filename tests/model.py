@@ -189,6 +189,29 @@ def tables(everything: Iterable[Happening | Lesson], contents: Mapping[str, Link
     )
 
 
+def last_used(
+    everything: Iterable[Happening | Lesson],
+    contents: Mapping[str, Links],
+    telling: Collection[str],
+    repository: Repository,
+    digest: str,
+) -> Pulled:
+    """The newest pull there of a manifest, or of an index that is known to hold it or to have held it."""
+    heard = list(everything)
+    happenings = [one for one in heard if isinstance(one, Happening) and not one.own]
+    links = _known_links(happenings, [one for one in heard if isinstance(one, Lesson)], contents, telling)
+    users = {digest} | {manifest for manifest, end, kind in links if end == digest and kind != "subject"}
+    return max(
+        (
+            one.at
+            for one in happenings
+            if one.action == "pull" and one.repository == repository and one.digest in users
+            if one.kind == "manifest" or one.method != "HEAD"
+        ),
+        default=None,
+    )
+
+
 def _known_links(
     happenings: Iterable[Happening],
     lessons: Iterable[Lesson],

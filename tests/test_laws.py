@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Union
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from model import Happening, Lesson, Repository, tables
+from model import NEVER, Happening, Lesson, Repository, last_used, tables
 from postgres_server import PostgresServer
 
 from regstat_lib import changes
@@ -418,6 +418,8 @@ IMAGE_PUSHED_AGAIN = Happening("push", HERE, 5, "manifest", "sha256:image", with
 IMAGE_PULLED_AS_BLOB = Happening("pull", HERE, 6, "blob", "sha256:image", method="GET")
 UNKNOWN_INDEX_PUSHED = Happening("push", HERE, 1, "manifest", "sha256:unknown-index", with_references=True)
 UNKNOWN_INDEX_LEARNED = Lesson("sha256:unknown-index", HERE)
+IMAGE_PUSHED = Happening("push", HERE, 1, "manifest", "sha256:image", tag="latest")
+IMAGE_DELETED = Happening("delete", HERE, 2, digest="sha256:image")
 INDEX_PULLED = Happening("pull", HERE, 5, "manifest", "sha256:index", method="GET", with_references=True)
 UNKNOWN_INDEX_PULLED_BEFORE = Happening("pull", HERE, 3, "manifest", "sha256:unknown-index", method="GET")
 
@@ -437,17 +439,33 @@ def test_order_repetition_and_batches_do_not_matter(
     assert {table: sqlite.rows(table) for table in FUNCTIONS_OF_EVENTS} == first
 
 
-@given(days.flatmap(disturbed))
-@example([[INDEX_PULLED], [UNKNOWN_INDEX_LEARNED], [UNKNOWN_INDEX_PULLED_BEFORE]])
-@law
-def test_what_is_kept_of_pulls_of_indexes_is_what_the_links_say(sqlite: Store, batches: list[list[Told]]) -> None:
-    sqlite.record(batches)
-    kept = sqlite.rows("holdings where pulled_in_index is not null", "digest, repository_id, pulled_in_index")
-    pulls = (
-        "links l join holdings i on i.digest = l.manifest_digest"
-        " where l.kind = 'manifest' and i.pulled is not null group by l.blob_digest, i.repository_id"
+@given(days.flatmap(lambda day: st.tuples(st.just(day), disturbed(day))))
+@example(
+    (
+        [INDEX_PULLED, UNKNOWN_INDEX_LEARNED, UNKNOWN_INDEX_PULLED_BEFORE, IMAGE_PUSHED],
+        [[IMAGE_PUSHED], [INDEX_PULLED], [UNKNOWN_INDEX_LEARNED], [UNKNOWN_INDEX_PULLED_BEFORE]],
     )
-    assert kept == sqlite.rows(pulls, "l.blob_digest, i.repository_id as repository_id, max(i.pulled)")
+)
+@example(([INDEX_PUSHED, IMAGE_DELETED, INDEX_PULLED], [[INDEX_PUSHED], [IMAGE_DELETED], [INDEX_PULLED]]))
+@law
+def test_a_pull_of_an_index_is_a_use_of_its_images_in_whatever_order_they_come(
+    sqlite: Store, both: tuple[list[Told], list[list[Told]]]
+) -> None:
+    day, batches = both
+    sqlite.record(batches)
+
+    def used(registry: str, repository: str, digest: str) -> int:
+        return last_used(day, CONTENTS, TELLING, Repository(registry, repository), digest) or NEVER
+
+    tagged = {
+        (*row[1:5], said(max(row[6] or NEVER, used(row[1], row[2], row[4]))))
+        for row in tables(day, CONTENTS, TELLING).tags
+    }
+    answered = sqlite.rows("tagged_images", "registry, repository, tag, digest, last_pulled")
+    assert {(*row[:4], row[4] or said(NEVER)) for row in answered} == tagged
+    newest = "max(coalesce(pulled, ''), coalesce(pulled_in_index, '')) as newest"
+    for (registry, repository), digest, pulled in sqlite.rows("manifest_facts", f"repository_id, digest, {newest}"):
+        assert (pulled or said(NEVER)) == said(used(registry, repository, digest))
 
 
 @given(days.flatmap(disturbed))
