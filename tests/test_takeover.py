@@ -11,6 +11,7 @@ import pytest
 from envelopes import (
     DELETED,
     IMAGE,
+    INDEX,
     LIVE,
     at,
     change,
@@ -344,6 +345,33 @@ def test_a_deleted_link_that_turns_out_to_be_a_foreign_layer_breaks_nothing_and_
         assert blob not in {row[0] for row in found["blobs"]}
         assert (JOB, blob) not in found["manifest_blob"]
         assert (JOB, blob) not in {row[:2] for row in found["deleted_manifest_blob"]}
+
+
+def test_a_pull_of_an_index_that_the_original_saw_is_a_use_of_what_turns_out_to_be_its_image(
+    original: list[str],
+) -> None:
+    of_many, child = digest_of("an index"), digest_of("its image")
+    change(
+        original,
+        f"insert into regstat.manifests values ('{of_many}', '2026-11-20 10:00', '2026-11-22 10:00')",
+        f"insert into regstat.manifests values ('{child}', '2026-11-20 10:00', null)",
+        f"insert into regstat.blobs values ('{child}', '2026-11-20 10:00', null)",
+        f"insert into regstat.manifest_blob values ('{of_many}', '{child}')",
+        *(
+            f"insert into regstat.tags values ('{REGISTRY}/team/web:{tag}', '{REGISTRY}', 'team/web', '{tag}',"
+            f" '{digest}', '2026-11-20 10:00', null)"
+            for tag, digest in (("all", of_many), ("one", child))
+        ),
+    )
+    used = "select cast(last_pulled as text) from {s}images where repository = 'team/web' and tag = 'one'"
+    with run_daemon(*original) as daemon:
+        await_taken_over(daemon)
+        assert rows(original, used) == [(None,)]
+        # Another repository tells what the index is made of.
+        told = event("push", of_many, media_type=INDEX, repository="else/where", timestamp=LATER)
+        told["target"]["references"] = [{"mediaType": IMAGE, "digest": child, "size": 500}]
+        post(daemon, told)
+        assert rows(original, used) == [("2026-11-22 10:00:00",)]
 
 
 def test_an_upgrade_that_is_killed_leaves_the_database_as_it_was(original: list[str]) -> None:
