@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -65,6 +66,7 @@ def as_of(version: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     script = sql_text.read("record.sql")
     for newer in range(version + 1, schema.SCHEMA_VERSION + 1):
         script = script.partition(f"-- From here on: since version {newer}.\n")[0]
+        script = re.sub(rf"^.* -- since version {newer}\n", "", script, flags=re.MULTILINE)
     with monkeypatch.context() as then:
         then.setattr(schema, "_UPGRADES", schema._UPGRADES[:version])
         then.setattr(sqlite, "SCHEMA_VERSION", version)

@@ -13,6 +13,7 @@
 -- {now} is the time of the batch.
 -- Where "exists" would stand beside "or" or in a result, coalesce((select ...)) does: Postgres may answer such an "exists"
 -- from a hash of the whole table.
+-- A line with "since version" at its end is of that version of the schema and later ones.
 -- A holding is live while its newest proof is newer than its newest deletion.
 
 -- staged events (timestamp timestamp, id text, action text, registry text, repository text, digest text, tag text, media_type text, size bigint, from_repository text, method text, actor text, address text, user_agent text, source text, untimed integer)
@@ -189,7 +190,7 @@ select h.digest, h.repository_id, h.pushed, h.pulled, h.first_pushed
 from {staged_contents}
 join {s}holdings h on h.digest = staged.manifest_digest;
 
--- set referenced (digest text, repository_id integer, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, size bigint, media_type text, pulled_in_index timestamp, in_pulled_index integer)
+-- set referenced (digest text, repository_id integer, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, size bigint, media_type text, pulled_in_index timestamp)
 -- a pushed manifest proves that what it references was there (not foreign layers, not its subject),
 -- a pull of a manifest is a pull of its blobs, and a pull of an index is a use of its images
 -- if referrers
@@ -201,8 +202,7 @@ select l.blob_digest, l.repository_id,
     max(case when l.kind = 'manifest' then l.pushed end),
     max(l.size),
     max(l.media_type {c}),
-    max(case when l.kind = 'manifest' then l.pulled end),
-    max(case when l.kind = 'manifest' and l.pulled is not null then 1 end)
+    max(case when l.kind = 'manifest' then l.pulled end)
 from (
     select m.blob_digest, m.kind, m.size, m.media_type, repository_id, pushed, pulled, first_pushed
     from {referrers} join {s}manifest_blob m on m.manifest_digest = referrers.digest
@@ -222,11 +222,15 @@ group by l.blob_digest, l.repository_id;
 -- keys referenced (digest, repository_id)
 -- holdings: what the references say
 -- if referenced
-insert into {s}holdings (digest, repository_id, pulled, first_seen, as_blob, as_manifest, deleted, size, media_type)
+insert into {s}holdings (digest, repository_id, pulled, first_seen, as_blob, as_manifest, deleted, size,
+    pulled_in_index, -- since version 5
+    media_type)
 select f.digest, f.repository_id, f.pulled, f.first_seen, f.as_blob, f.as_manifest,
     -- A deletion in any repository ends what the original knew without its repository, also when that is learned later.
     case when f.repository_id = 0 then (select max(o.deleted) from {s}holdings o where o.digest = f.digest) else r.deleted end,
-    f.size, f.media_type
+    f.size,
+    f.pulled_in_index, -- since version 5
+    f.media_type
 from {referenced:f}
 join {s}repository_names r on r.id = f.repository_id
 where true
@@ -237,6 +241,7 @@ on conflict (digest, repository_id) do update set
     as_manifest = greatest(holdings.as_manifest, excluded.as_manifest),
     deleted = greatest(holdings.deleted, excluded.deleted),
     size = greatest(holdings.size, excluded.size),
+    pulled_in_index = greatest(holdings.pulled_in_index, excluded.pulled_in_index), -- since version 5
     media_type = greatest(holdings.media_type {c}, excluded.media_type {c})
 returning holdings.digest, holdings.repository_id,
     case when holdings.as_blob > coalesce(holdings.deleted, '0001-01-01') then 1 else 0 end,
@@ -637,14 +642,3 @@ from {summed}
 join {s}contents k on k.manifest_digest = summed.manifest_digest
 where true
 on conflict (manifest_digest) do update set platforms = excluded.platforms;
-
--- From here on: since version 5.
-
--- holdings: images of indexes that were pulled
--- if referenced.in_pulled_index
-insert into {s}holdings (digest, repository_id, pulled_in_index)
-select f.digest, f.repository_id, f.pulled_in_index
-from {referenced:f}
-where f.pulled_in_index is not null
-on conflict (digest, repository_id) do update set
-    pulled_in_index = greatest(holdings.pulled_in_index, excluded.pulled_in_index);
