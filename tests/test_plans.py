@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from envelopes import change, digest_of, envelope, event, image, rows
+from envelopes import IMAGE, INDEX, change, digest_of, envelope, event, image, rows
 from postgres_server import PostgresServer
 from running_daemon import await_condition, run_daemon
 
@@ -122,3 +122,28 @@ def _index_pages_read(flags: list[str]) -> int:
     query = "select sum(idx_blks_hit + idx_blks_read) from pg_statio_user_tables where relname = 'holdings'"
     ((read,),) = rows(flags, query)
     return int(read)
+
+
+def test_a_pull_that_tells_what_is_known_writes_where_it_was_pulled_and_nowhere_else(pg_conn_str: str) -> None:
+    flags = ["-pg-conn-str", pg_conn_str]
+    index, child = digest_of("an index"), digest_of("its image")
+    references = [{"mediaType": IMAGE, "digest": child, "size": 500}]
+
+    def told(action: str, repository: str) -> bytes:
+        one = event(action, index, media_type=INDEX, repository=repository)
+        one["target"]["references"] = references
+        return envelope(one)
+
+    # Where a row is changes with whatever is written to it.
+    places = (
+        "select h.digest, cast(h.ctid as text) from {s}holdings h join {s}repository_names r on r.id = h.repository_id"
+        " where r.repository {is} 'here' union all select l.blob_digest, cast(l.ctid as text) from {s}manifest_blob l"
+        " union all select c.manifest_digest, cast(c.ctid as text) from {s}contents c"
+    )
+    with run_daemon(*flags) as daemon:
+        await_condition(lambda: daemon.post(told("push", "here"))[0] == 200, 10, "it records")
+        assert daemon.post(told("push", "elsewhere"))[0] == 200
+        elsewhere, here = (set(rows(flags, places.replace("{is}", operator))) for operator in ("<>", "="))
+        assert daemon.post(told("pull", "here"))[0] == 200
+        assert set(rows(flags, places.replace("{is}", "<>"))) == elsewhere
+        assert set(rows(flags, places.replace("{is}", "="))) != here

@@ -52,18 +52,56 @@ join {s}repository_names r on r.id = staged.repository_id
 where true
 on conflict (id) do update set deleted = excluded.deleted;
 
--- contents
+-- set told (manifest_digest text, complete integer)
+-- contents that are news: a registry may tell those of a manifest with each of its pulls
 -- if staged_contents
+select staged.manifest_digest, staged.complete
+from {staged_contents}
+left join {s}contents c on c.manifest_digest = staged.manifest_digest
+where c.manifest_digest is null or c.complete < staged.complete
+union
+select k.manifest_digest, k.complete
+from {staged_links}
+join {staged_contents:k} on k.manifest_digest = staged.manifest_digest
+left join {s}manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
+left join {s}deleted_manifest_blob d on d.manifest_digest = staged.manifest_digest and d.blob_digest = staged.blob_digest
+left join {s}foreign_layers f on f.manifest_digest = staged.manifest_digest and f.blob_digest = staged.blob_digest
+where case
+    when staged.kind = 'foreign'
+    then f.manifest_digest is null or d.manifest_digest is not null
+        or staged.media_type <> coalesce(f.media_type, '')
+        or staged.size <> coalesce(f.size, -1)
+    else l.manifest_digest is null and d.manifest_digest is null
+end
+    or l.manifest_digest is not null and (
+        staged.kind <> coalesce(l.kind, '')
+        or staged.media_type <> coalesce(l.media_type, '')
+        or staged.size <> coalesce(l.size, -1)
+    )
+    or d.manifest_digest is not null and (
+        staged.kind <> coalesce(d.kind, '')
+        or staged.media_type <> coalesce(d.media_type, '')
+        or staged.size <> coalesce(d.size, -1)
+    );
+
+-- set told_links (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
+-- if told
+select staged.manifest_digest, staged.blob_digest, staged.kind, staged.media_type, staged.size
+from {staged_links}
+join {told} on told.manifest_digest = staged.manifest_digest;
+
+-- contents
+-- if told
 insert into {s}contents (manifest_digest, complete)
-select manifest_digest, complete from {staged_contents}
+select manifest_digest, complete from {told:staged}
 where true
 on conflict (manifest_digest) do update set complete = greatest(contents.complete, excluded.complete);
 
 -- set fresh (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
 -- links that nobody told of before; they get their place when it is known which of their ends are live
--- if staged_links
+-- if told_links
 select staged.manifest_digest, staged.blob_digest, staged.kind, staged.media_type, staged.size
-from {staged_links}
+from {told_links:staged}
 where staged.kind <> 'foreign'
     and not exists (
         select 1 from {s}manifest_blob l
@@ -75,11 +113,11 @@ where staged.kind <> 'foreign'
     );
 
 -- contents: links that are there already may learn what a richer source says of them
--- if staged_links
+-- if told_links
 insert into {s}manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
 select l.manifest_digest, l.blob_digest, coalesce(staged.kind, l.kind), coalesce(staged.media_type, l.media_type),
     coalesce(staged.size, l.size)
-from {staged_links}
+from {told_links:staged}
 join {s}manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
 where staged.kind <> coalesce(l.kind, '')
     or staged.media_type <> coalesce(l.media_type, '')
@@ -90,17 +128,17 @@ on conflict (manifest_digest, blob_digest) do update set
     size = excluded.size;
 
 -- contents: one that the original left, of a foreign layer, is none that can be missed
--- if staged_links
+-- if told_links
 delete from {s}deleted_manifest_blob
 where (manifest_digest, blob_digest) in (
-    select manifest_digest, blob_digest from {staged_links} where staged.kind = 'foreign'
+    select manifest_digest, blob_digest from {told_links:staged} where staged.kind = 'foreign'
 );
 
--- if staged_links
+-- if told_links
 insert into {s}deleted_manifest_blob (manifest_digest, blob_digest, kind, media_type, size)
 select l.manifest_digest, l.blob_digest, coalesce(staged.kind, l.kind), coalesce(staged.media_type, l.media_type),
     coalesce(staged.size, l.size)
-from {staged_links}
+from {told_links:staged}
 join {s}deleted_manifest_blob l on l.manifest_digest = staged.manifest_digest and l.blob_digest = staged.blob_digest
 where staged.kind <> coalesce(l.kind, '')
     or staged.media_type <> coalesce(l.media_type, '')
@@ -111,10 +149,10 @@ on conflict (manifest_digest, blob_digest) do update set
     size = excluded.size;
 
 -- contents: foreign layers
--- if staged_links
+-- if told_links
 insert into {s}foreign_layers (manifest_digest, blob_digest, media_type, size)
 select staged.manifest_digest, staged.blob_digest, coalesce(staged.media_type, f.media_type), coalesce(staged.size, f.size)
-from {staged_links}
+from {told_links:staged}
 left join {s}foreign_layers f on f.manifest_digest = staged.manifest_digest and f.blob_digest = staged.blob_digest
 where staged.kind = 'foreign'
     and (
@@ -181,13 +219,13 @@ select touched.digest, touched.repository_id from {touched} where touched.descri
 
 -- set referrers (digest text, repository_id integer, pushed timestamp, pulled timestamp, first_pushed timestamp)
 -- manifests whose facts, or contents, are new, in each repository: what they reference shares in them
--- if described, staged_contents
+-- if described, told
 select h.digest, h.repository_id, h.pushed, h.pulled, h.first_pushed
 from {described}
 join {s}holdings h on h.digest = described.digest and h.repository_id = described.repository_id
 union
 select h.digest, h.repository_id, h.pushed, h.pulled, h.first_pushed
-from {staged_contents}
+from {told:staged}
 join {s}holdings h on h.digest = staged.manifest_digest;
 
 -- set referenced (digest text, repository_id integer, pulled timestamp, first_seen timestamp, as_blob timestamp, as_manifest timestamp, size bigint, media_type text, pulled_in_index timestamp)
@@ -360,11 +398,11 @@ where not exists (
 
 -- set rising (manifest_digest text, blob_digest text, kind text, media_type text, size bigint)
 -- links whose two ends are live now
--- if staged_contents, awaited, born_manifest
+-- if told, awaited, born_manifest
 select l.manifest_digest, l.blob_digest, l.kind, l.media_type, l.size
 from (
     select d.manifest_digest, d.blob_digest, d.kind, d.media_type, d.size
-    from {staged_links}
+    from {told_links:staged}
     join {s}deleted_manifest_blob d
         on d.manifest_digest = staged.manifest_digest and d.blob_digest = staged.blob_digest
     union
@@ -378,7 +416,7 @@ from (
     from {awaited:born} join {s}deleted_manifest_blob d on d.blob_digest = born.digest
     union
     select f.manifest_digest, f.blob_digest, 'foreign', f.media_type, f.size
-    from {staged_contents} join {s}foreign_layers f on f.manifest_digest = staged.manifest_digest
+    from {told:staged} join {s}foreign_layers f on f.manifest_digest = staged.manifest_digest
     union
     select f.manifest_digest, f.blob_digest, 'foreign', f.media_type, f.size
     from {born_manifest:born} join {s}foreign_layers f on f.manifest_digest = born.digest
@@ -428,7 +466,7 @@ where (manifest_digest, blob_digest) in (select manifest_digest, blob_digest fro
 
 -- set loose (manifest_digest text, blob_digest text)
 -- links without a live end that a deletion, or their contents, are news of
--- if condemned, staged_links
+-- if condemned, told_links
 select c.manifest_digest, c.blob_digest
 from {condemned} join {s}deleted_manifest_blob c on c.manifest_digest = condemned.digest
 union
@@ -436,7 +474,7 @@ select c.manifest_digest, c.blob_digest
 from {condemned} join {s}deleted_manifest_blob c on c.blob_digest = condemned.digest
 union
 select c.manifest_digest, c.blob_digest
-from {staged_links}
+from {told_links:staged}
 join {s}deleted_manifest_blob c on c.manifest_digest = staged.manifest_digest and c.blob_digest = staged.blob_digest;
 
 -- since when a link is gone: the newest deletion of an end that is not live
@@ -569,14 +607,14 @@ where digest in (select manifest_digest from {staged_contents} where staged.comp
 
 -- set summed (manifest_digest text)
 -- what follows from contents is new for the manifests they are of, and for the indexes that these are in
--- if staged_contents
-select manifest_digest from {staged_contents}
+-- if told
+select manifest_digest from {told:staged}
 union
 select l.manifest_digest
-from {staged_contents} join {s}manifest_blob l on l.blob_digest = staged.manifest_digest and l.kind = 'manifest'
+from {told:staged} join {s}manifest_blob l on l.blob_digest = staged.manifest_digest and l.kind = 'manifest'
 union
 select l.manifest_digest
-from {staged_contents} join {s}deleted_manifest_blob l on l.blob_digest = staged.manifest_digest and l.kind = 'manifest';
+from {told:staged} join {s}deleted_manifest_blob l on l.blob_digest = staged.manifest_digest and l.kind = 'manifest';
 
 -- set sources (manifest_digest text, source text)
 -- whose references are parts of a manifest: its own and its children's
