@@ -304,11 +304,6 @@ def query(question: Question, matches: Matches) -> Query:
             parameters.append(question.pushed_before)
         if question.unpulled_since is not None:
             conditions.append("pushed < {time}")
-            if question.untagged and not _is_few(question):
-                # When it was pulled costs a look-up, to be made of what has no tag and not of all that there is. The
-                # parameters stay in their order: what is asked of comes before what is asked.
-                source = f"(select * from {source} u where {' and '.join(conditions)} {{apart}})"
-                conditions = []
             # A push is a sign of life like a pull. "is not true" because most of what was not pushed since is unused,
             # and Postgres takes other comparisons of two columns' coalescence to be true of few rows.
             conditions.append("(coalesce(last_pulled, pushed) >= {time}) is not true")
@@ -403,8 +398,8 @@ def _unknown_contents(question: Question, matches: Matches) -> Note:
 def _summary(conditions: list[str], parameters: list[Parameter]) -> Query:
     where = " where " + " and ".join(conditions) if conditions else ""
     also = "".join(f" and {condition}" for condition in conditions)
-    # A registry stores once what several of its repositories hold: of those the first counts that knows its size, and
-    # where one of them holds it as a manifest it is one, whichever of them regstat heard of first.
+    # A registry stores once what several of its repositories hold: of those that know its size, or else of all, the
+    # first counts that holds it as a manifest, or else as a blob; regstat may have heard of them in any order.
     sql = f"""
         select p.registries, p.repositories, (select count(*) from {{s}}tags{where}) as tags,
             d.manifests, d.blobs, d.bytes, d.unknown_sizes,

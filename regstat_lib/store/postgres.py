@@ -46,7 +46,6 @@ _NAMES = {
     # An array is known before the rest runs, so that an index can take it; a subquery would be joined in the end.
     "among_few": "= any (array",
     "few_end": ")",
-    "apart": "offset 0",  # conditions from outside are not for inside
     "utc_now": "cast(now() at time zone 'utc' as timestamp)",
 }
 _CACHED_REPOSITORIES = 100_000

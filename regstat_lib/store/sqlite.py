@@ -33,7 +33,6 @@ _NAMES = {
     "string_agg": "group_concat",
     "among_few": "in ",
     "few_end": "",
-    "apart": "",
     "utc_now": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
 }
 _CACHED_REPOSITORIES = 100_000
