@@ -120,4 +120,6 @@ def test_what_is_pushed_to_the_registry_is_told_fetched_and_in_postgres(
     # Only the manifest itself says that; it was asked of the registry where the compose file says it is.
     links = f"select blob_digest from regstat.deleted_manifest_blob where manifest_digest = '{digest}'"
     await_condition(lambda: composition.select(links) == [subject], 30, "the manifest is fetched")
+    order = "select datcollate, pg_encoding_to_char(encoding) from pg_database where datname = current_database()"
+    assert composition.select(order) == ["C|UTF8"]
     assert podman.status("healthcheck", "run", "regstat_regstat_1") == 0
